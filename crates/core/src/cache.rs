@@ -1,0 +1,80 @@
+//! Keys and values of tokens already seen, one growing buffer per sequence and layer.
+
+/// Keys and values of one sequence at one layer, flat `(position, kv head, head width)`.
+#[derive(Clone, Debug, Default)]
+pub struct Kv {
+    /// Keys after rotation.
+    pub k: Vec<f32>,
+    /// Values.
+    pub v: Vec<f32>,
+}
+
+/// The keys and values of several live sequences.
+///
+/// Row `i` of a forward pass extends sequence `slots[i]`.
+#[derive(Clone, Debug, Default)]
+pub struct Cache {
+    sequences: Vec<Vec<Kv>>,
+    lengths: Vec<usize>,
+    slots: Vec<usize>,
+}
+
+impl Cache {
+    /// Empty sequences for a model of `n_layers`; every sequence takes part in the next pass.
+    pub fn new(n_sequences: usize, n_layers: usize) -> Self {
+        Cache {
+            sequences: vec![vec![Kv::default(); n_layers]; n_sequences],
+            lengths: vec![0; n_sequences],
+            slots: (0..n_sequences).collect(),
+        }
+    }
+
+    /// Chooses which sequences the rows of the next pass extend.
+    pub fn select(&mut self, slots: Vec<usize>) {
+        self.slots = slots;
+    }
+
+    /// The sequence that row `row` extends.
+    pub fn slot(&self, row: usize) -> usize {
+        self.slots[row]
+    }
+
+    /// Tokens held for the sequence of row `row` before this pass.
+    pub fn len(&self, row: usize) -> usize {
+        self.lengths[self.slots[row]]
+    }
+
+    /// Whether no sequence holds a token.
+    pub fn is_empty(&self) -> bool {
+        self.lengths.iter().all(|l| *l == 0)
+    }
+
+    /// The buffers of the sequence of row `row` at `layer`.
+    pub fn kv(&mut self, row: usize, layer: usize) -> &mut Kv {
+        &mut self.sequences[self.slots[row]][layer]
+    }
+
+    /// The buffers of the sequence of row `row` at `layer`, to read.
+    pub fn read(&self, row: usize, layer: usize) -> &Kv {
+        &self.sequences[self.slots[row]][layer]
+    }
+
+    /// Counts the tokens of a finished pass: `added[row]` for each row.
+    pub fn advance(&mut self, added: impl IntoIterator<Item = usize>) {
+        for (row, n) in added.into_iter().enumerate() {
+            self.lengths[self.slots[row]] += n;
+        }
+    }
+
+    /// Copies sequence `from` over sequence `to` (a shared prompt is read once).
+    pub fn fork(&mut self, from: usize, to: usize) {
+        self.sequences[to] = self.sequences[from].clone();
+        self.lengths[to] = self.lengths[from];
+    }
+
+    /// Frees what a finished sequence held.
+    pub fn clear(&mut self, sequence: usize) {
+        self.sequences[sequence].iter_mut().for_each(|kv| *kv = Kv::default());
+        self.lengths[sequence] = 0;
+    }
+}

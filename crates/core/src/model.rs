@@ -1,0 +1,203 @@
+//! A model is immutable weights and three public steps; everything else is a loop over them.
+
+use std::sync::Arc;
+
+use candle_core::{D, Tensor, Var};
+
+use crate::{Affine, At, Cache, Error, Hooks, Result, Rows, Seed, SiteId, SiteMap};
+
+/// What a forward pass carries from step to step.
+pub struct Ctx<'a> {
+    /// Code bound to sites.
+    pub hooks: &'a Hooks,
+    /// Bounds and positions of the flat tokens.
+    pub rows: Arc<Rows>,
+    /// The input ids, for hooks that need them.
+    pub ids_n: &'a [u32],
+    /// Keys and values of earlier tokens, when decoding.
+    pub cache: Option<&'a mut Cache>,
+    /// The seed for noise such as dropout; `None` outside of training.
+    pub noise: Option<Seed>,
+}
+
+impl<'a> Ctx<'a> {
+    /// A pass without cache or noise.
+    pub fn new(hooks: &'a Hooks, rows: Arc<Rows>, ids_n: &'a [u32]) -> Self {
+        Ctx { hooks, rows, ids_n, cache: None, noise: None }
+    }
+
+    /// Runs `f` at `site` between the hooks' `before` and `after`. Without hooks this is `f(x)`.
+    pub fn through(
+        &self,
+        sites: &SiteMap,
+        site: SiteId,
+        x: &Tensor,
+        f: impl FnOnce(&Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let hooks = self.hooks.get(site);
+        if hooks.is_empty() {
+            return f(x);
+        }
+        let at = self.at(sites, site);
+        let mut x = x.clone();
+        for hook in hooks {
+            x = hook.before(&at, x)?;
+        }
+        let mut y = f(&x)?;
+        for hook in hooks {
+            y = hook.after(&at, &x, y)?;
+        }
+        Ok(y)
+    }
+
+    /// Lets the hooks of an activation site watch or replace `y`.
+    pub fn watch(&self, sites: &SiteMap, site: SiteId, y: Tensor) -> Result<Tensor> {
+        let mut y = y;
+        for hook in self.hooks.get(site) {
+            let x = y.clone();
+            y = hook.after(&self.at(sites, site), &x, y)?;
+        }
+        Ok(y)
+    }
+
+    fn at<'s>(&'s self, sites: &'s SiteMap, site: SiteId) -> At<'s> {
+        At {
+            site: sites.info(site),
+            rows: &self.rows,
+            ids_n: self.ids_n,
+            noise: self.noise.map(|seed| seed.at(u64::from(site.0))),
+        }
+    }
+}
+
+/// Immutable weights and their forward pass.
+///
+/// Hooks are an argument ([`Ctx::hooks`]), never state: the reference model is the same model
+/// with [`Hooks::none`].
+pub trait Model: Send + Sync {
+    /// The places hooks can be bound to.
+    fn sites(&self) -> &SiteMap;
+
+    /// Number of blocks.
+    fn n_layers(&self) -> usize;
+
+    /// Rows of the output distribution.
+    fn vocab(&self) -> usize;
+
+    /// Width of the residual stream.
+    fn width(&self) -> usize;
+
+    /// Token ids to the residual stream, `(n, d)`.
+    fn embed(&self, ids_n: &[u32], ctx: &mut Ctx) -> Result<Tensor>;
+
+    /// One block, `(n, d)` to `(n, d)`.
+    fn block(&self, layer: usize, h_nd: Tensor, ctx: &mut Ctx) -> Result<Tensor>;
+
+    /// Final norm and head, `(n, d)` to `(n, v)`.
+    fn unembed(&self, h_nd: &Tensor, ctx: &mut Ctx) -> Result<Tensor>;
+
+    /// Log-probability of one target per row of `h_md`, `(m,)`. The default goes through
+    /// [`Model::unembed`]; a model overrides it to keep the logits from ever being stored.
+    fn logp(&self, h_md: &Tensor, targets_m: &[u32], ctx: &mut Ctx) -> Result<Tensor> {
+        let logits_mv = self.unembed(h_md, ctx)?;
+        gather_logp(&logits_mv, targets_m)
+    }
+
+    /// Weight and bias at a linear, embedding (table) or norm (scale) site, in f32.
+    fn affine(&self, site: SiteId) -> Result<Affine>;
+
+    /// The same model with the weights of `sites` as variables, and these variables by their
+    /// Hugging Face names. Everything else is shared.
+    fn learn(&self, sites: &[SiteId]) -> Result<(Arc<dyn Model>, Vec<(String, Var)>)>;
+}
+
+/// `log softmax(logits)[target]` in plain tensor operations.
+pub fn gather_logp(logits_mv: &Tensor, targets_m: &[u32]) -> Result<Tensor> {
+    let (m, _v) = logits_mv.dims2()?;
+    let max_m1 = logits_mv.max_keepdim(D::Minus1)?.detach();
+    let shifted_mv = logits_mv.broadcast_sub(&max_m1)?;
+    let log_sum_m = shifted_mv.exp()?.sum(D::Minus1)?.log()?;
+    let targets = Tensor::from_slice(targets_m, (m, 1), logits_mv.device())?;
+    Ok((shifted_mv.gather(&targets, 1)?.squeeze(1)? - log_sum_m)?)
+}
+
+/// A model with its hooks bound.
+#[derive(Clone)]
+pub struct Policy {
+    /// The weights.
+    pub model: Arc<dyn Model>,
+    /// What is bound to them.
+    pub hooks: Hooks,
+}
+
+impl Policy {
+    /// The plain model.
+    pub fn plain(model: Arc<dyn Model>) -> Self {
+        Policy { model, hooks: Hooks::none() }
+    }
+
+    /// Runs all blocks: ids to the last residual stream, `(n, d)`.
+    pub fn hidden(&self, ctx: &mut Ctx) -> Result<Tensor> {
+        let ids_n = ctx.ids_n;
+        let mut h_nd = self.model.embed(ids_n, ctx)?;
+        for layer in 0..self.model.n_layers() {
+            h_nd = self.model.block(layer, h_nd, ctx)?;
+        }
+        if let Some(cache) = ctx.cache.as_deref_mut() {
+            cache.advance((0..ctx.rows.b()).map(|i| ctx.rows.range(i).len()));
+        }
+        Ok(h_nd)
+    }
+
+    /// Logits at every token, `(n, v)`: for short texts and tests.
+    pub fn logits(&self, ids_n: &[u32], rows: Arc<Rows>) -> Result<Tensor> {
+        let mut ctx = Ctx::new(&self.hooks, rows, ids_n);
+        let h_nd = self.hidden(&mut ctx)?;
+        self.model.unembed(&h_nd, &mut ctx)
+    }
+}
+
+/// What an objective may ask at the end of a forward pass. Indices are tokens of the batch.
+pub trait Logits {
+    /// Log-probability of `targets_m[j]` at token `index_m[j]`, `(m,)`, never storing logits.
+    fn logp(&mut self, index_m: &[u32], targets_m: &[u32]) -> Result<Tensor>;
+
+    /// Full logits at the named tokens, `(m, v)`.
+    fn logits(&mut self, index_m: &[u32]) -> Result<Tensor>;
+}
+
+/// The end of one model's forward pass: its last residual stream, ready for the head.
+pub struct Head<'a, 'c> {
+    /// The weights.
+    pub model: &'a dyn Model,
+    /// `(n, d)` after the last block.
+    pub h_nd: &'a Tensor,
+    /// The pass.
+    pub ctx: &'a mut Ctx<'c>,
+}
+
+impl Head<'_, '_> {
+    fn pick(&self, index_m: &[u32]) -> Result<Tensor> {
+        let (n, _d) = self.h_nd.dims2()?;
+        if index_m.len() == n && index_m.iter().enumerate().all(|(i, j)| i as u32 == *j) {
+            return Ok(self.h_nd.clone());
+        }
+        if index_m.is_empty() {
+            return Err(Error::failed("batch", "no token is trained"));
+        }
+        let index = Tensor::from_slice(index_m, index_m.len(), self.h_nd.device())?;
+        Ok(self.h_nd.index_select(&index, 0)?)
+    }
+}
+
+impl Logits for Head<'_, '_> {
+    fn logp(&mut self, index_m: &[u32], targets_m: &[u32]) -> Result<Tensor> {
+        let h_md = self.pick(index_m)?;
+        self.model.logp(&h_md, targets_m, self.ctx)
+    }
+
+    fn logits(&mut self, index_m: &[u32]) -> Result<Tensor> {
+        let h_md = self.pick(index_m)?;
+        self.model.unembed(&h_md, self.ctx)
+    }
+}

@@ -1,0 +1,16 @@
+//! Examples with their provenance.
+
+use crate::Example;
+
+/// A set of examples as read from one source.
+#[derive(Clone, Debug)]
+pub struct Table {
+    /// What the user called it.
+    pub name: String,
+    /// The recognised layout, for saying so: `messages`, `prompt/completion`, `alpaca`, ….
+    pub layout: String,
+    /// SHA-256 over the source's bytes.
+    pub sha256: String,
+    /// The rows.
+    pub examples: Vec<Example>,
+}

@@ -1,0 +1,26 @@
+//! Fused CPU operations with backward, each beside its naive twin.
+//!
+//! Every operation comes as a function on tensors that takes part in candle's graph, and as a
+//! `naive_…` function in plain tensor operations that is its oracle in the tests. All arithmetic is
+//! f32. Reductions run in a fixed order, so results do not depend on the number of threads.
+//!
+//! This is the only crate with `unsafe`; each block says why it is sound.
+#![allow(unsafe_code)]
+
+pub mod attention;
+pub mod gemm;
+pub mod linear;
+pub mod math;
+pub mod nll;
+pub mod norm;
+pub mod rope;
+pub mod simd;
+pub mod swiglu;
+pub mod tensor;
+
+pub use attention::{Heads, attend, attend_cached};
+pub use linear::{Frozen, linear};
+pub use nll::{HeadWeight, head_logp};
+pub use norm::rms_norm;
+pub use rope::{Rotation, rotate};
+pub use swiglu::swiglu;

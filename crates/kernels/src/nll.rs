@@ -1,0 +1,256 @@
+//! Log-probabilities of targets through a large head, without ever storing the logits.
+//!
+//! The vocabulary is walked in chunks with a running maximum, as attention walks its keys. Since
+//! `∂ log p(t) / ∂h = w_t − Σ_v p_v w_v`, the forward pass can accumulate the expected head row
+//! `Σ_v p_v w_v` beside the normaliser; the backward then needs no product with the head at all.
+
+use std::sync::{Arc, Mutex};
+
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use crate::{
+    gemm::{Cores, View, gemm},
+    linear::Frozen,
+    math::{exp, exp_sum, max, scale},
+    tensor,
+};
+
+/// Tokens handled by one task.
+const TOKENS: usize = 64;
+/// Head rows per chunk: 64 × 512 logits are 128 KiB.
+const CHUNK: usize = 512;
+
+/// What the forward keeps of each token.
+struct Saved {
+    /// log Σ exp(logit).
+    lse_m: Vec<f32>,
+    /// Σ_v p_v w_v, `(m, d)`, when a gradient will be asked for.
+    mean_md: Vec<f32>,
+}
+
+/// One task: logp of up to [`TOKENS`] tokens.
+fn forward_block(
+    h: &[f32],
+    w: &[f32],
+    d: usize,
+    targets: &[u32],
+    logp: &mut [f32],
+    lse: &mut [f32],
+    mean: Option<&mut [f32]>,
+) {
+    let (m, v) = (targets.len(), w.len() / d);
+    let mut logits = vec![0f32; m * CHUNK.min(v)];
+    let mut top = vec![f32::NEG_INFINITY; m];
+    let mut sum = vec![0f32; m];
+    let mut mean = mean;
+    for (v0, w) in (0..v).step_by(CHUNK).zip(w.chunks(CHUNK * d)) {
+        let c = w.len() / d;
+        let (hv, wv) = (View::rows(h, d), View::rows(w, d));
+        gemm(m, c, d, 1.0, hv, wv.t(), 0.0, &mut logits, c, Cores::One);
+        for t in 0..m {
+            let row = &mut logits[t * c..(t + 1) * c];
+            let target = targets[t] as usize;
+            if (v0..v0 + c).contains(&target) {
+                logp[t] = row[target - v0];
+            }
+            let new_top = top[t].max(max(row));
+            let shrink = if top[t] == f32::NEG_INFINITY { 0.0 } else { exp(top[t] - new_top) };
+            sum[t] = sum[t] * shrink + exp_sum(row, new_top);
+            top[t] = new_top;
+            if let Some(mean) = mean.as_deref_mut() {
+                scale(&mut mean[t * d..(t + 1) * d], shrink);
+            }
+        }
+        if let Some(mean) = mean.as_deref_mut() {
+            gemm(m, d, c, 1.0, View::rows(&logits, c), wv, 1.0, mean, d, Cores::One);
+        }
+    }
+    for t in 0..m {
+        lse[t] = top[t] + sum[t].ln();
+        logp[t] -= lse[t];
+        if let Some(mean) = mean.as_deref_mut() {
+            scale(&mut mean[t * d..(t + 1) * d], 1.0 / sum[t]);
+        }
+    }
+}
+
+fn forward(h: &[f32], w: &[f32], d: usize, targets: &[u32], keep: bool) -> (Vec<f32>, Saved) {
+    let m = targets.len();
+    let (mut logp, mut lse_m) = (vec![0f32; m], vec![0f32; m]);
+    let mut mean_md = vec![0f32; if keep { m * d } else { 0 }];
+    let blocks = logp
+        .par_chunks_mut(TOKENS)
+        .zip(lse_m.par_chunks_mut(TOKENS))
+        .zip(h.par_chunks(TOKENS * d).zip(targets.par_chunks(TOKENS)));
+    if keep {
+        blocks.zip(mean_md.par_chunks_mut(TOKENS * d)).for_each(
+            |(((logp, lse), (h, targets)), mean)| {
+                forward_block(h, w, d, targets, logp, lse, Some(mean));
+            },
+        );
+    } else {
+        blocks.for_each(|((logp, lse), (h, targets))| {
+            forward_block(h, w, d, targets, logp, lse, None);
+        });
+    }
+    (logp, Saved { lse_m, mean_md })
+}
+
+/// `dh = g·(w_target − Σ p w)`.
+fn grad_hidden(w: &[f32], d: usize, targets: &[u32], saved: &Saved, g: &[f32]) -> Vec<f32> {
+    let mut dh = vec![0f32; targets.len() * d];
+    dh.par_chunks_mut(d).enumerate().for_each(|(t, dh)| {
+        let at = targets[t] as usize * d;
+        for ((dh, w), mean) in dh.iter_mut().zip(&w[at..at + d]).zip(&saved.mean_md[t * d..]) {
+            *dh = g[t] * (w - mean);
+        }
+    });
+    dh
+}
+
+/// `dw_v = Σ_t g_t·(1[v = target] − p_tv)·h_t`, with `p` computed again chunk by chunk.
+fn grad_head(h: &[f32], w: &[f32], d: usize, targets: &[u32], saved: &Saved, g: &[f32]) -> Vec<f32> {
+    let m = targets.len();
+    let mut dw = vec![0f32; w.len()];
+    dw.par_chunks_mut(CHUNK * d).zip(w.par_chunks(CHUNK * d)).enumerate().for_each(|(i, (dw, w))| {
+        let (v0, c) = (i * CHUNK, w.len() / d);
+        let mut p = vec![0f32; TOKENS * c];
+        for t0 in (0..m).step_by(TOKENS) {
+            let b = TOKENS.min(m - t0);
+            let hv = View::rows(&h[t0 * d..], d);
+            gemm(b, c, d, 1.0, hv, View::rows(w, d).t(), 0.0, &mut p, c, Cores::One);
+            for (t, row) in p.chunks_exact_mut(c).take(b).enumerate() {
+                exp_sum(row, saved.lse_m[t0 + t]);
+                scale(row, -g[t0 + t]);
+                let target = targets[t0 + t] as usize;
+                if (v0..v0 + c).contains(&target) {
+                    row[target - v0] += g[t0 + t];
+                }
+            }
+            gemm(c, d, b, 1.0, View::rows(&p, c).t(), hv, 1.0, dw, d, Cores::One);
+        }
+    });
+    dw
+}
+
+fn check(m: usize, d: usize, o: usize, i: usize, targets: &[u32]) -> Result<()> {
+    if d != i || m != targets.len() {
+        bail!("head: hidden ({m}, {d}), head ({o}, {i}), {} targets", targets.len());
+    }
+    match targets.iter().find(|t| **t as usize >= o) {
+        Some(t) => bail!("target id {t} is beyond the head's {o} rows"),
+        None => Ok(()),
+    }
+}
+
+struct FrozenHead {
+    head: Frozen,
+    targets: Arc<Vec<u32>>,
+    keep: bool,
+    saved: Mutex<Option<Saved>>,
+}
+
+struct LearnedHead {
+    targets: Arc<Vec<u32>>,
+    saved: Mutex<Option<Saved>>,
+}
+
+fn kept(saved: &Mutex<Option<Saved>>) -> Result<std::sync::MutexGuard<'_, Option<Saved>>> {
+    saved.lock().map_err(|_| candle_core::Error::Msg("head: a worker panicked".into()))
+}
+
+impl CustomOp1 for FrozenHead {
+    fn name(&self) -> &'static str {
+        "head_logp"
+    }
+
+    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
+        let ((m, d), (o, i)) = (l.shape().dims2()?, self.head.dims());
+        check(m, d, o, i, &self.targets)?;
+        let h = tensor::slice(s, l)?;
+        let (logp, saved) = forward(h, self.head.rows(), d, &self.targets, self.keep);
+        *kept(&self.saved)? = Some(saved);
+        Ok((CpuStorage::F32(logp), m.into()))
+    }
+
+    fn bwd(&self, h: &Tensor, _res: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
+        let (m, d) = h.dims2()?;
+        let kept = kept(&self.saved)?;
+        let Some(saved) = kept.as_ref().filter(|s| s.mean_md.len() == m * d) else {
+            bail!("head: backward without a tracked forward")
+        };
+        let dh = tensor::with(g, |g| grad_hidden(self.head.rows(), d, &self.targets, saved, g))?;
+        Ok(Some(tensor::from_vec(dh, (m, d))?))
+    }
+}
+
+impl CustomOp2 for LearnedHead {
+    fn name(&self) -> &'static str {
+        "head_logp_learned"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let ((m, d), (o, i)) = (l1.shape().dims2()?, l2.shape().dims2()?);
+        check(m, d, o, i, &self.targets)?;
+        let (h, w) = (tensor::slice(s1, l1)?, tensor::slice(s2, l2)?);
+        let (logp, saved) = forward(h, w, d, &self.targets, true);
+        *kept(&self.saved)? = Some(saved);
+        Ok((CpuStorage::F32(logp), m.into()))
+    }
+
+    fn bwd(
+        &self,
+        h: &Tensor,
+        w: &Tensor,
+        _res: &Tensor,
+        g: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (m, d) = h.dims2()?;
+        let kept = kept(&self.saved)?;
+        let Some(saved) = kept.as_ref() else { bail!("head: backward without a forward") };
+        let (dh, dw) = tensor::with(h, |h| {
+            tensor::with(w, |w| {
+                tensor::with(g, |g| {
+                    let dh = grad_hidden(w, d, &self.targets, saved, g);
+                    (dh, grad_head(h, w, d, &self.targets, saved, g))
+                })
+            })
+        })???;
+        Ok((Some(tensor::from_vec(dh, (m, d))?), Some(tensor::from_vec(dw, w.shape().clone())?)))
+    }
+}
+
+/// A head that is frozen, or learned (possibly the embedding table itself).
+pub enum HeadWeight<'a> {
+    /// No gradient for the head.
+    Frozen(&'a Frozen),
+    /// `(v, d)` with a gradient.
+    Learned(&'a Tensor),
+}
+
+/// `log softmax(h wᵀ)[target]` for one target per row of `h_md`, `(m,)`; memory `O(m·d)`.
+pub fn head_logp(h_md: &Tensor, head: HeadWeight, targets_m: &[u32]) -> Result<Tensor> {
+    let (h, targets) = (h_md.contiguous()?, Arc::new(targets_m.to_vec()));
+    match head {
+        HeadWeight::Frozen(head) => {
+            let keep = h.track_op();
+            h.apply_op1(FrozenHead { head: head.clone(), targets, keep, saved: Mutex::new(None) })
+        }
+        HeadWeight::Learned(w) => {
+            h.apply_op2(&w.contiguous()?, LearnedHead { targets, saved: Mutex::new(None) })
+        }
+    }
+}
+
+/// [`head_logp`] in plain tensor operations.
+pub fn naive_head_logp(h_md: &Tensor, w_vd: &Tensor, targets_m: &[u32]) -> Result<Tensor> {
+    luthier_core::model::gather_logp(&h_md.matmul(&w_vd.t()?)?, targets_m)
+        .map_err(|e| candle_core::Error::Msg(e.to_string()))
+}
