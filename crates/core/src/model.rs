@@ -136,12 +136,14 @@ impl Policy {
         Policy { model, hooks: Hooks::none() }
     }
 
-    /// Runs all blocks: ids to the last residual stream, `(n, d)`.
+    /// Runs all blocks: ids to the last residual stream, `(n, d)`, without a graph. The cache, if
+    /// there is one, grows by the rows' tokens.
     pub fn hidden(&self, ctx: &mut Ctx) -> Result<Tensor> {
         let ids_n = ctx.ids_n;
-        let mut h_nd = self.model.embed(ids_n, ctx)?;
+        let mut h_nd = self.model.embed(ids_n, ctx)?.detach();
         for layer in 0..self.model.n_layers() {
-            h_nd = self.model.block(layer, h_nd, ctx)?;
+            // Dropping each block's graph keeps memory at one block, also with learned hooks.
+            h_nd = self.model.block(layer, h_nd, ctx)?.detach();
         }
         if let Some(cache) = ctx.cache.as_deref_mut() {
             cache.advance((0..ctx.rows.b()).map(|i| ctx.rows.range(i).len()));
@@ -149,10 +151,13 @@ impl Policy {
         Ok(h_nd)
     }
 
-    /// Logits at every token, `(n, v)`: for short texts and tests.
+    /// Logits at every token, `(n, v)`, with their graph: for short texts and tests.
     pub fn logits(&self, ids_n: &[u32], rows: Arc<Rows>) -> Result<Tensor> {
         let mut ctx = Ctx::new(&self.hooks, rows, ids_n);
-        let h_nd = self.hidden(&mut ctx)?;
+        let mut h_nd = self.model.embed(ids_n, &mut ctx)?;
+        for layer in 0..self.model.n_layers() {
+            h_nd = self.model.block(layer, h_nd, &mut ctx)?;
+        }
         self.model.unembed(&h_nd, &mut ctx)
     }
 }

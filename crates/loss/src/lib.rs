@@ -1,0 +1,99 @@
+#![doc = include_str!("../../../docs/seams/loss.md")]
+
+use candle_core::Tensor;
+use luthier_core::{Batch, Error, Logits, Result};
+use serde::{Deserialize, Serialize};
+
+pub mod normaliser;
+/// What is charged for a token, a row, a pair.
+pub mod term {
+    pub mod nll;
+}
+
+pub use normaliser::Normaliser;
+pub use term::nll::Nll;
+
+/// What is minimised.
+pub trait Objective: Send + Sync {
+    /// What the step's sum is divided by, over all micro-batches of the step.
+    fn normaliser(&self, step: &[Batch]) -> f64;
+
+    /// The sum over one micro-batch, with its graph. Never divided: that is for the step.
+    fn terms(&self, out: &mut dyn Logits, batch: &Batch) -> Result<Terms>;
+}
+
+/// What one micro-batch adds to a step.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// The numerator, a scalar with its graph; a plain 0 when nothing is trained.
+    pub sum: Tensor,
+    /// Numbers for the log.
+    pub logs: Vec<Log>,
+}
+
+/// A logged mean, kept as its two parts so that it adds up over micro-batches.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Log {
+    /// What it is called in the log.
+    pub name: &'static str,
+    /// Weighted sum.
+    pub sum: f64,
+    /// Sum of the weights.
+    pub weight: f64,
+}
+
+/// A published or usual method of this seam.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Method {
+    /// Number in the list of papers; `None` for what everybody uses.
+    pub paper: Option<u32>,
+    /// Its key in a recipe.
+    pub name: &'static str,
+    /// One line.
+    pub about: &'static str,
+}
+
+/// Every objective that a recipe can name.
+pub const METHODS: &[Method] = &[Method {
+    paper: None,
+    name: "nll",
+    about: "negative log-likelihood of the trained tokens (supervised fine-tuning)",
+}];
+
+/// `[train.loss]`: exactly one objective, `nll` when none is named.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Loss {
+    /// Negative log-likelihood.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nll: Option<Nll>,
+}
+
+impl Loss {
+    /// The objective that is named, or the default.
+    pub fn objective(&self) -> Result<&dyn Objective> {
+        static DEFAULT: Nll = Nll { normaliser: Normaliser::Token };
+        match self.named().as_slice() {
+            [] => Ok(&DEFAULT),
+            [(_, one)] => Ok(*one),
+            several => {
+                let names: Vec<&str> = several.iter().map(|(name, _)| *name).collect();
+                let what = format!("names {} objectives ({})", names.len(), names.join(", "));
+                Err(Error::input("train.loss", what).hint("keep one of them"))
+            }
+        }
+    }
+
+    /// The same with the default written out, as a plan prints it.
+    pub fn with_defaults(mut self) -> Self {
+        if self.named().is_empty() {
+            self.nll = Some(Nll::default());
+        }
+        self
+    }
+
+    fn named(&self) -> Vec<(&'static str, &dyn Objective)> {
+        let nll = self.nll.as_ref().map(|o| ("nll", o as &dyn Objective));
+        [nll].into_iter().flatten().collect()
+    }
+}

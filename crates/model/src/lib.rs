@@ -1,0 +1,21 @@
+//! Checkpoints, tokenizers, chat templates and the decoder itself.
+//!
+//! `source` opens a folder or a GGUF file, `load` turns it into a [`Decoder`], `render` turns an
+//! example into tokens through the model's own chat template.
+
+pub mod config;
+pub mod decoder;
+mod file;
+pub mod gguf;
+pub mod load;
+pub mod names;
+pub mod quant;
+mod quant_k;
+pub mod save;
+mod shard;
+pub mod source;
+pub mod weight;
+
+pub use config::ModelConfig;
+pub use decoder::Decoder;
+pub use source::Source;

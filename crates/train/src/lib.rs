@@ -1,0 +1,19 @@
+//! The training engine: one step, the loop around it, checkpoints and the log.
+//!
+//! It knows models, hooks, objectives and updates only through their traits; a method never needs a
+//! special case here.
+
+pub mod backward;
+pub mod checkpoint;
+pub mod config;
+pub mod estimate;
+pub mod evaluate;
+pub mod log;
+pub mod order;
+pub mod run;
+pub mod step;
+
+pub use backward::{Activation, Gradients, forward_backward};
+pub use config::Train;
+pub use run::{Job, Outcome, Stopped, run};
+pub use step::{Step, StepReport};

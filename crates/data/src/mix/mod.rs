@@ -1,0 +1,4 @@
+//! In which order, and from which sources together.
+
+pub mod concat;
+pub mod shuffle;

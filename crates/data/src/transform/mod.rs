@@ -1,0 +1,4 @@
+//! What rows become.
+
+pub mod overlength;
+pub mod system;

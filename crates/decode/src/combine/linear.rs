@@ -1,0 +1,36 @@
+//! A weighted sum of logits: `out = Σ_s coefficients[s] · logits[s]`.
+//!
+//! The result is the distribution proportional to `Π_s p_s ^ coefficients[s]`; a negative
+//! coefficient steers away from a source.
+
+use luthier_core::Result;
+use serde::{Deserialize, Serialize};
+
+use super::{Combine, expect_sources};
+
+/// Weighted sum of the sources' logits.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Linear {
+    /// One coefficient per source.
+    pub coefficients: Vec<f32>,
+}
+
+impl Combine for Linear {
+    fn check(&self, n_sources: usize) -> Result<()> {
+        expect_sources("linear", self.coefficients.len(), n_sources)
+    }
+
+    fn combine(&self, logits_sv: &[&[f32]], out_v: &mut [f32]) {
+        let mut parts = self.coefficients.iter().zip(logits_sv).filter(|(c, _)| **c != 0.0);
+        // The first part is written, not added to zero, which keeps `1 · x` equal to `x` to the
+        // sign of a zero. A coefficient of 0 leaves its source out even where that is −∞.
+        match parts.next() {
+            None => out_v.fill(0.0),
+            Some((c, logits_v)) => out_v.iter_mut().zip(*logits_v).for_each(|(o, l)| *o = c * l),
+        }
+        for (c, logits_v) in parts {
+            out_v.iter_mut().zip(*logits_v).for_each(|(o, l)| *o += c * l);
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! What a sum over tokens is divided by, and so what counts the same: a token or a row.
+
+use luthier_core::{Batch, Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// The unit that counts 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Normaliser {
+    /// Every unit of token weight: `Σ w · t / Σ w`.
+    #[default]
+    Token,
+    /// Every row with a trained token: the mean over rows of `Σ w · t / Σ w` within the row.
+    Sequence,
+}
+
+impl Normaliser {
+    /// The denominator of a step.
+    pub fn total(self, step: &[Batch]) -> f64 {
+        match self {
+            Normaliser::Token => step.iter().map(Batch::weight).sum(),
+            Normaliser::Sequence => step.iter().map(|b| trained_rows(b).count() as f64).sum(),
+        }
+    }
+
+    /// What each token's term is multiplied by in the numerator; 0 exactly where its weight is 0.
+    pub fn coefficients_n(self, batch: &Batch) -> Result<Vec<f32>> {
+        let mut weights_n = batch.weights_n.clone();
+        if self == Normaliser::Token {
+            return Ok(weights_n);
+        }
+        for row in trained_rows(batch) {
+            let weights = &mut weights_n[batch.rows.range(row)];
+            let total: f64 = weights.iter().map(|w| f64::from(*w)).sum();
+            if total.is_nan() || total <= 0.0 {
+                let at = format!("example {}", batch.examples_b[row]);
+                let what = format!("its token weights sum to {total}, which has no mean");
+                return Err(Error::input(at, what)
+                    .hint("with normaliser = \"sequence\" the weights of a row must sum above 0"));
+            }
+            weights.iter_mut().for_each(|w| *w = (f64::from(*w) / total) as f32);
+        }
+        Ok(weights_n)
+    }
+}
+
+fn trained_rows(batch: &Batch) -> impl Iterator<Item = usize> {
+    (0..batch.rows.b()).filter(|i| batch.weights_n[batch.rows.range(*i)].iter().any(|w| *w != 0.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use luthier_core::Row;
+
+    use super::*;
+
+    fn batch() -> Batch {
+        let row = |weights: &[f32], example| Row {
+            ids: vec![0; weights.len()],
+            targets: vec![0; weights.len()],
+            weights: weights.to_vec(),
+            example,
+        };
+        Batch::from_rows([&row(&[1.0, 0.0, 3.0], 0), &row(&[0.0, 0.0], 1), &row(&[0.5], 2)])
+    }
+
+    #[test]
+    fn a_token_or_a_row_counts_one() {
+        let batch = batch();
+        assert_eq!(Normaliser::Token.coefficients_n(&batch).unwrap(), batch.weights_n);
+        assert_eq!(
+            Normaliser::Sequence.coefficients_n(&batch).unwrap(),
+            [0.25, 0.0, 0.75, 0.0, 0.0, 1.0]
+        );
+        let step = [batch.clone(), batch];
+        assert_eq!(Normaliser::Token.total(&step), 9.0);
+        assert_eq!(Normaliser::Sequence.total(&step), 4.0);
+    }
+
+    #[test]
+    fn a_row_without_a_mean_is_named() {
+        let mut batch = batch();
+        batch.weights_n = vec![1.0, 0.0, -1.0, 0.0, 0.0, 1.0];
+        let err = Normaliser::Sequence.coefficients_n(&batch).unwrap_err();
+        assert!(err.to_string().starts_with("example 0: "), "{err}");
+        assert_eq!(err.exit_code(), 2);
+    }
+}

@@ -1,0 +1,377 @@
+//! An opened checkpoint: a Hugging Face folder or a GGUF file, seen alike.
+//!
+//! Opening reads headers only and compares every tensor's name and shape with the configuration,
+//! so that a wrong file is refused before any work begins.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
+
+use luthier_core::{Error, Result, io, nearest::suggest};
+use rayon::prelude::*;
+use serde_json::Value;
+
+use crate::{
+    config::ModelConfig,
+    file::DataFile,
+    gguf::Gguf,
+    names,
+    quant::GgmlType,
+    shard::{self, Entry},
+};
+
+/// An opened checkpoint.
+#[derive(Debug)]
+pub struct Source {
+    path: PathBuf,
+    config: ModelConfig,
+    weights: Weights,
+    tensors: BTreeMap<String, Place>,
+    sha256: OnceLock<String>,
+}
+
+#[derive(Debug)]
+enum Weights {
+    Folder(Vec<DataFile>),
+    Gguf(Box<Gguf>),
+}
+
+/// Where a tensor lies.
+#[derive(Debug)]
+struct Place {
+    shape: Vec<usize>,
+    dtype: String,
+    /// `None` for a format that is not read.
+    ty: Option<GgmlType>,
+    /// Index of the safetensors file; 0 for GGUF.
+    file: usize,
+    offset: u64,
+    /// Number of heads whose rows GGUF interleaves.
+    interleaved: Option<usize>,
+}
+
+impl Source {
+    /// Opens a Hugging Face folder or a GGUF file and checks its headers.
+    pub fn open(path: &Path) -> Result<Self> {
+        let at = path.display().to_string();
+        let metadata = std::fs::metadata(path).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => Error::input(&at, "no such file or folder")
+                .hint("give a model folder or a .gguf file, or fetch one with `luthier pull`"),
+            _ => Error::io(path, e),
+        })?;
+        let source = match metadata.is_dir() {
+            true => Self::open_folder(path)?,
+            false => Self::open_gguf(path)?,
+        };
+        source.check()?;
+        Ok(source)
+    }
+
+    fn open_gguf(path: &Path) -> Result<Self> {
+        if path.extension().is_some_and(|e| e == "safetensors" || e == "json") {
+            return Err(Error::input(path.display().to_string(), "expected a model folder")
+                .hint("give the folder that holds config.json and the weights"));
+        }
+        let gguf = Gguf::open(path)?;
+        let config = ModelConfig::from_gguf(&gguf)?;
+        // Converters reorder the rows of q and k for these two; see `uninterleave`.
+        let reordered = matches!(gguf.text("general.architecture")?, "llama" | "smollm3");
+        let mut tensors = BTreeMap::new();
+        for info in gguf.tensors() {
+            if matches!(info.name.as_str(), "rope_freqs.weight") {
+                continue;
+            }
+            let Some(name) = names::hf_tensor(&info.name) else {
+                let what = format!("tensor {} has no place in this architecture", info.name);
+                return Err(Error::input(path.display().to_string(), what));
+            };
+            let interleaved = match () {
+                _ if !reordered => None,
+                _ if name.contains(".q_proj.") => Some(config.heads),
+                _ if name.contains(".k_proj.") => Some(config.kv_heads),
+                _ => None,
+            };
+            let place = Place {
+                shape: info.shape.clone(),
+                dtype: info.ty.name(),
+                ty: Some(info.ty),
+                file: 0,
+                offset: info.offset,
+                interleaved,
+            };
+            tensors.insert(name, place);
+        }
+        let weights = Weights::Gguf(Box::new(gguf));
+        let path = path.to_path_buf();
+        Ok(Source { path, config, weights, tensors, sha256: OnceLock::new() })
+    }
+
+    fn open_folder(path: &Path) -> Result<Self> {
+        let at = path.display().to_string();
+        let config_path = path.join("config.json");
+        if !config_path.is_file() {
+            let found = Error::input(&at, "is not a model folder: config.json is missing");
+            return Err(match () {
+                _ if path.join("adapter_config.json").is_file() => found
+                    .hint("this is an adapter: give it as the adapter, and its base as the model"),
+                _ if any_file(path, ".gguf") => found.hint("give the .gguf file itself"),
+                _ => found.hint("a model folder holds config.json and model.safetensors"),
+            });
+        }
+        let json: Value = io::read_json(&config_path)?;
+        let mut config = ModelConfig::from_hf(&json, &config_path.display().to_string())?;
+        let generation = path.join("generation_config.json");
+        if generation.is_file() {
+            let json: Value = io::read_json(&generation)?;
+            config = config.with_generation(&json, &generation.display().to_string())?;
+        }
+        let (files, tensors) = read_shards(path)?;
+        let (path, weights) = (path.to_path_buf(), Weights::Folder(files));
+        Ok(Source { path, config, weights, tensors, sha256: OnceLock::new() })
+    }
+
+    /// Compares names and shapes with what the configuration asks for.
+    fn check(&self) -> Result<()> {
+        let expected = names::tensors(&self.config);
+        for (name, shape) in &expected {
+            let got = &self.place(name)?.shape;
+            if got != shape {
+                let what = format!("tensor {name}: expected shape {shape:?}, got {got:?}");
+                return Err(Error::input(self.at(), what)
+                    .hint("configuration and weights are of two models"));
+            }
+        }
+        let expected: BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
+        let unused = |name: &str| {
+            // Old files store rotary frequencies, which follow from the configuration; a tied
+            // head may have been written out a second time.
+            !(expected.contains(name)
+                || name.ends_with(".rotary_emb.inv_freq")
+                || name == "lm_head.weight" && self.config.tied)
+        };
+        let extra: Vec<&str> = self.tensor_names().filter(|name| unused(name)).take(4).collect();
+        if !extra.is_empty() {
+            let arch = self.config.arch.model_type();
+            let what = format!("tensors that {arch} has no use for: {}", extra.join(", "));
+            return Err(Error::input(self.at(), what)
+                .hint("the configuration leaves something out, or the weights are quantised"));
+        }
+        Ok(())
+    }
+
+    /// What the model is made of.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The path it was opened from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The GGUF file, if it is one: its keys hold the tokenizer.
+    pub fn gguf(&self) -> Option<&Gguf> {
+        match &self.weights {
+            Weights::Gguf(gguf) => Some(gguf),
+            Weights::Folder(_) => None,
+        }
+    }
+
+    /// Hugging Face names of all stored tensors, in name order.
+    pub fn tensor_names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// Sizes of a tensor.
+    pub fn shape(&self, name: &str) -> Result<&[usize]> {
+        Ok(&self.place(name)?.shape)
+    }
+
+    /// How a tensor is stored: `BF16`, `Q4_1`, ….
+    pub fn dtype_name(&self, name: &str) -> Result<&str> {
+        Ok(&self.place(name)?.dtype)
+    }
+
+    /// The values of a tensor in row order, in f32.
+    pub fn load_f32(&self, name: &str) -> Result<Vec<f32>> {
+        let place = self.place(name)?;
+        let ty = place.ty.ok_or_else(|| {
+            let what = format!("tensor {name}: stored as {}, expected a float", place.dtype);
+            Error::input(self.at(), what).hint("F32, F16 and BF16 weights can be read")
+        })?;
+        let mut out = vec![0f32; place.shape.iter().product()];
+        match &self.weights {
+            Weights::Folder(files) => files[place.file].read_f32(ty, place.offset, &mut out)?,
+            Weights::Gguf(gguf) => gguf.file().read_f32(ty, place.offset, &mut out)?,
+        }
+        match place.interleaved {
+            Some(heads) => Ok(uninterleave(&out, place.shape[0], heads)),
+            None => Ok(out),
+        }
+    }
+
+    /// SHA-256 of the weights: of the file if there is one, of `hash  name` lines if there are
+    /// several. Computed once.
+    pub fn sha256(&self) -> Result<&str> {
+        if let Some(hash) = self.sha256.get() {
+            return Ok(hash);
+        }
+        let paths: Vec<&Path> = match &self.weights {
+            Weights::Folder(files) => files.iter().map(DataFile::path).collect(),
+            Weights::Gguf(gguf) => vec![gguf.path()],
+        };
+        let hashes: Vec<String> =
+            paths.par_iter().map(|p| io::sha256_file(p)).collect::<Result<_>>()?;
+        let hash = match hashes.as_slice() {
+            [one] => one.clone(),
+            many => {
+                let name = |p: &&Path| p.file_name().unwrap_or_default().display().to_string();
+                let lines = many.iter().zip(&paths).map(|(h, p)| format!("{h}  {}\n", name(p)));
+                io::sha256(lines.collect::<String>().as_bytes())
+            }
+        };
+        Ok(self.sha256.get_or_init(|| hash))
+    }
+
+    fn at(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    fn place(&self, name: &str) -> Result<&Place> {
+        self.tensors.get(name).ok_or_else(|| {
+            let error = Error::input(self.at(), format!("tensor {name} is missing"));
+            match suggest(name, self.tensors.keys().map(String::as_str)) {
+                _ if name == "lm_head.weight" => error
+                    .hint("config.json says that the head is not tied to the embeddings"),
+                text if text.starts_with("known:") => error.hint("the weights are of another model"),
+                text => error.hint(text),
+            }
+        })
+    }
+}
+
+/// Undoes the row order of GGUF's llama: a head's rows lie there as pairs `(j, j + e/2)`, because
+/// its runtime rotates neighbours, where Hugging Face rotates the two halves of a head.
+fn uninterleave(stored: &[f32], rows: usize, heads: usize) -> Vec<f32> {
+    let width = stored.len() / rows;
+    let e = rows / heads;
+    let mut out = vec![0f32; stored.len()];
+    out.par_chunks_mut(width).enumerate().for_each(|(row, out)| {
+        let (head, within) = (row / e, row % e);
+        let (part, j) = (within / (e / 2), within % (e / 2));
+        let from = head * e + 2 * j + part;
+        out.copy_from_slice(&stored[from * width..(from + 1) * width]);
+    });
+    out
+}
+
+fn any_file(folder: &Path, end: &str) -> bool {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.into_iter().any(|e| e.file_name().to_string_lossy().ends_with(end))
+}
+
+/// The names of the weight files of a folder, and the tensors an index promises.
+fn shard_names(folder: &Path) -> Result<(Vec<String>, BTreeMap<String, String>)> {
+    if folder.join("model.safetensors").is_file() {
+        return Ok((vec!["model.safetensors".into()], BTreeMap::new()));
+    }
+    let index = folder.join("model.safetensors.index.json");
+    if !index.is_file() {
+        let found = Error::input(
+            folder.display().to_string(),
+            "holds neither model.safetensors nor model.safetensors.index.json",
+        );
+        let pickle = any_file(folder, ".bin") || any_file(folder, ".pth") || any_file(folder, ".pt");
+        return Err(match pickle {
+            true => found.hint(
+                "pickled weights can run code when read, luthier does not read them; convert \
+                 them once with transformers: save_pretrained(…) writes safetensors",
+            ),
+            false => found.hint("the weights may not be downloaded yet"),
+        });
+    }
+    let at = index.display().to_string();
+    let json: Value = io::read_json(&index)?;
+    let map = json.get("weight_map").and_then(Value::as_object);
+    let map = map.ok_or_else(|| Error::input(&at, "key weight_map: expected an object"))?;
+    let mut promised = BTreeMap::new();
+    for (tensor, file) in map {
+        // A name, not a path: an index must not reach out of its folder.
+        let name = file.as_str().filter(|f| Path::new(f).file_name().is_some_and(|n| n == *f));
+        let name = name.ok_or_else(|| {
+            Error::input(&at, format!("weight_map of {tensor}: expected a file name, got {file}"))
+        })?;
+        promised.insert(tensor.clone(), name.to_string());
+    }
+    let names: BTreeSet<String> = promised.values().cloned().collect();
+    Ok((names.into_iter().collect(), promised))
+}
+
+fn read_shards(folder: &Path) -> Result<(Vec<DataFile>, BTreeMap<String, Place>)> {
+    let (names, promised) = shard_names(folder)?;
+    let mut files = Vec::with_capacity(names.len());
+    let mut tensors: BTreeMap<String, Place> = BTreeMap::new();
+    for (i, name) in names.iter().enumerate() {
+        let path = folder.join(name);
+        if !path.is_file() {
+            let what = format!("is missing; the index lists {} weight files", names.len());
+            return Err(Error::input(path.display().to_string(), what)
+                .hint("the download may be incomplete; fetch it again"));
+        }
+        let file = DataFile::open(&path)?;
+        for (tensor, entry) in shard::read_header(&file)? {
+            let ty = entry.float();
+            let Entry { dtype, shape, offset } = entry;
+            let place = Place { shape, dtype, ty, file: i, offset, interleaved: None };
+            if let Some(other) = tensors.insert(tensor.clone(), place) {
+                let what = format!("tensor {tensor} is also in {}", names[other.file]);
+                return Err(Error::input(path.display().to_string(), what));
+            }
+        }
+        files.push(file);
+    }
+    for (tensor, file) in &promised {
+        if tensors.get(tensor).is_none_or(|place| names[place.file] != *file) {
+            let what = format!("tensor {tensor} is missing, though the index places it here");
+            return Err(Error::input(folder.join(file).display().to_string(), what));
+        }
+    }
+    Ok((files, tensors))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The converter's own definition: `[heads, 2, e/2]` with the last two axes swapped.
+    fn interleave(rows: &[f32], heads: usize) -> Vec<f32> {
+        let half = rows.len() / heads / 2;
+        let mut out = Vec::new();
+        for head in 0..heads {
+            for j in 0..half {
+                for part in 0..2 {
+                    out.push(rows[head * 2 * half + part * half + j]);
+                }
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn the_row_order_of_llama_is_undone() {
+        let rows: Vec<f32> = (0..24).map(|x| x as f32).collect();
+        let stored = interleave(&rows, 3);
+        assert_ne!(stored, rows);
+        assert_eq!(uninterleave(&stored, 24, 3), rows);
+        let wide: Vec<f32> = stored.iter().flat_map(|x| [*x, -x]).collect();
+        let back: Vec<f32> = rows.iter().flat_map(|x| [*x, -x]).collect();
+        assert_eq!(uninterleave(&wide, 24, 3), back);
+    }
+}

@@ -1,0 +1,31 @@
+//! The objective on held-out rows, without gradients.
+
+use luthier_core::{Batch, Ctx, Head, Policy, Result, Row};
+use luthier_loss::Objective;
+
+use crate::{
+    order::micro_batches,
+    step::{add_logs, means},
+};
+
+/// The objective's mean over `rows` and its logged numbers.
+pub fn evaluate(
+    policy: &Policy,
+    objective: &dyn Objective,
+    rows: &[Row],
+    micro_tokens: usize,
+) -> Result<(f64, Vec<(&'static str, f64)>)> {
+    let all: Vec<usize> = (0..rows.len()).collect();
+    let (mut sum, mut normaliser, mut logs) = (0.0, 0.0, Vec::new());
+    for micro in micro_batches(&all, rows, micro_tokens) {
+        let batch = Batch::from_rows(micro.iter().map(|i| &rows[*i]));
+        normaliser += objective.normaliser(std::slice::from_ref(&batch));
+        let mut ctx = Ctx::new(&policy.hooks, batch.rows.clone(), &batch.ids_n);
+        let h_nd = policy.hidden(&mut ctx)?;
+        let mut head = Head { model: policy.model.as_ref(), h_nd: &h_nd, ctx: &mut ctx };
+        let terms = objective.terms(&mut head, &batch)?;
+        sum += f64::from(terms.sum.to_scalar::<f32>()?);
+        add_logs(&mut logs, &terms.logs);
+    }
+    Ok((sum / normaliser, means(&logs)))
+}

@@ -1,0 +1,167 @@
+//! One optimizer step from its micro-batches, exact under any split.
+
+use std::sync::Arc;
+
+use candle_core::{Tensor, Var};
+use luthier_core::{At, Batch, Ctx, Error, Hook, Policy, Result, Seed};
+use luthier_loss::{Log, Objective};
+use luthier_update::Stepper;
+
+use crate::backward::{Gradients, forward_backward};
+
+/// What a step did.
+#[derive(Clone, Debug)]
+pub struct StepReport {
+    /// Loss: the objective's sums over its normaliser, as minimised.
+    pub loss: f64,
+    /// Norm of the whole gradient before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of the first group.
+    pub learning_rate: f64,
+    /// Tokens read.
+    pub tokens: u64,
+    /// Tokens with a non-zero weight.
+    pub trained: u64,
+    /// The objective's own numbers, as means.
+    pub logs: Vec<(&'static str, f64)>,
+}
+
+/// What a step works on.
+pub struct Step<'a> {
+    /// Model and hooks.
+    pub policy: &'a Policy,
+    /// What learns.
+    pub vars: &'a [(String, Var)],
+    /// What is minimised.
+    pub objective: &'a dyn Objective,
+    /// Whether block activations are kept between forward and backward.
+    pub keep: bool,
+}
+
+impl Step<'_> {
+    /// Sums gradients over `micro`, divides by the whole step's normaliser, and moves the weights.
+    ///
+    /// `describe` names an example for errors: `train.jsonl:17`.
+    pub fn run(
+        &self,
+        number: u64,
+        micro: &[Batch],
+        noise: Seed,
+        stepper: &mut Stepper,
+        describe: &dyn Fn(usize) -> String,
+    ) -> Result<StepReport> {
+        let normaliser = self.objective.normaliser(micro);
+        if normaliser <= 0.0 {
+            let names = examples(micro, describe);
+            return Err(Error::input(format!("step {number}"), "no token of this step is trained")
+                .hint(format!("look at `luthier show` for {names}")));
+        }
+        let mut gradients = Gradients::new();
+        let (mut sum, mut logs) = (0.0, Vec::new());
+        for (i, batch) in micro.iter().enumerate() {
+            if batch.n() == 0 {
+                continue;
+            }
+            let share = forward_backward(
+                self.policy,
+                self.vars,
+                self.objective,
+                batch,
+                self.keep,
+                Some(noise.at(i as u64)),
+                1.0 / normaliser,
+                &mut gradients,
+            )?;
+            if !share.sum.is_finite() {
+                return Err(self.blame(number, batch, describe));
+            }
+            sum += share.sum;
+            add_logs(&mut logs, &share.logs);
+        }
+        let info = stepper.step(&|name, _| gradients.get(name).cloned())?;
+        Ok(StepReport {
+            loss: sum / normaliser,
+            grad_norm: info.grad_norm,
+            learning_rate: info.learning_rate,
+            tokens: micro.iter().map(|b| b.n() as u64).sum(),
+            trained: micro.iter().map(|b| b.trained_m().len() as u64).sum(),
+            logs: means(&logs),
+        })
+    }
+
+    /// The error for a loss that is not a number: step, examples, first site that went wrong.
+    fn blame(&self, number: u64, batch: &Batch, describe: &dyn Fn(usize) -> String) -> Error {
+        let site = match first_non_finite(self.policy, batch) {
+            Ok(Some(site)) => format!("first at site {site}"),
+            Ok(None) => "every site up to the head is finite: first in the loss itself".into(),
+            Err(e) => format!("(looking for the site failed: {e})"),
+        };
+        let what = format!(
+            "the loss is not finite, {site}; examples {}",
+            examples(std::slice::from_ref(batch), describe)
+        );
+        Error::failed(format!("step {number}"), what)
+            .hint("lower learning_rate, add warmup_steps, or remove the named examples")
+    }
+}
+
+fn examples(micro: &[Batch], describe: &dyn Fn(usize) -> String) -> String {
+    let ids: Vec<usize> = micro.iter().flat_map(|b| b.examples_b.iter().copied()).collect();
+    let shown: Vec<String> = ids.iter().take(5).map(|i| describe(*i)).collect();
+    let more = ids.len().saturating_sub(5);
+    let tail = if more > 0 { format!(" and {more} more") } else { String::new() };
+    shown.join(", ") + &tail
+}
+
+/// Adds logged sums by name.
+pub(crate) fn add_logs(all: &mut Vec<Log>, new: &[Log]) {
+    for log in new {
+        match all.iter_mut().find(|l| l.name == log.name) {
+            Some(known) => {
+                known.sum += log.sum;
+                known.weight += log.weight;
+            }
+            None => all.push(*log),
+        }
+    }
+}
+
+pub(crate) fn means(logs: &[Log]) -> Vec<(&'static str, f64)> {
+    logs.iter().filter(|l| l.weight != 0.0).map(|l| (l.name, l.sum / l.weight)).collect()
+}
+
+/// Notes the first site whose output is not finite.
+struct Alarm(std::sync::Mutex<Option<String>>);
+
+impl Hook for Alarm {
+    fn after(&self, at: &At, _x: &Tensor, y: Tensor) -> Result<Tensor> {
+        let mut first = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        if first.is_none() {
+            // A sum is not finite as soon as one term is not.
+            let sum = y.to_dtype(candle_core::DType::F64)?.sum_all()?.to_scalar::<f64>()?;
+            if !sum.is_finite() {
+                *first = Some(at.site.name.clone());
+            }
+        }
+        Ok(y)
+    }
+}
+
+/// Runs `batch` once more, watching every site but the attention patterns.
+fn first_non_finite(policy: &Policy, batch: &Batch) -> Result<Option<String>> {
+    let alarm = Arc::new(Alarm(Default::default()));
+    let mut hooks = policy.hooks.clone();
+    for site in policy.model.sites().iter().filter(|s| !s.name.ends_with("attn.pattern")) {
+        hooks.bind(site.id, alarm.clone());
+    }
+    let mut ctx = Ctx::new(&hooks, batch.rows.clone(), &batch.ids_n);
+    let watched = Policy { model: policy.model.clone(), hooks: hooks.clone() };
+    let h_nd = watched.hidden(&mut ctx)?;
+    // The head is watched on the trained tokens only, to keep the logits small.
+    for index in batch.trained_m().chunks(256) {
+        let index = Tensor::from_slice(index, index.len(), h_nd.device())?;
+        watched.model.unembed(&h_nd.index_select(&index, 0)?, &mut ctx)?;
+    }
+    let first = alarm.0.lock().unwrap_or_else(|e| e.into_inner()).clone();
+    Ok(first)
+}
