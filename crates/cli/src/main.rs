@@ -1,1 +1,86 @@
-fn main() {}
+//! The `luthier` command. stdout is data, stderr is talk; 0 is success, 1 failure, 2 bad input.
+
+mod out;
+mod verb;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use luthier_core::Result;
+
+// Tensors of many megabytes come and go with every block; the system allocator would return and
+// zero their pages each time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Fine-tune, merge, decode and measure language models, on a laptop CPU first.
+#[derive(Parser)]
+#[command(name = "luthier", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Fine-tune the default chat model on bundled data and write the report
+    Quickstart(verb::quickstart::Args),
+    /// Bring a model: built-in name, hub id, or local path
+    Pull(verb::pull::Args),
+    /// Fine-tune a model on a data file (LoRA by default)
+    Train(verb::train::Args),
+    /// Resolve a recipe: settings, tokens, parameters, memory and time
+    Plan(verb::plan::Args),
+    /// Execute all stages of a recipe
+    Run(verb::run::Args),
+    /// Show rendered rows with their token weights
+    Show(verb::show::Args),
+    /// Generate text from prompts
+    Generate(verb::generate::Args),
+    /// Talk with a model
+    Chat(verb::chat::Args),
+    /// Score a model on a data file, with confidence intervals
+    Eval(verb::eval::Args),
+    /// Merge an adapter into its base, verified against the unmerged logits
+    Fold(verb::fold::Args),
+    /// Write the HTML report of a finished run again
+    Report(verb::report::Args),
+    /// List the methods that recipes can name
+    Methods(verb::methods::Args),
+    /// Print a completion script for a shell
+    Completions {
+        /// bash, zsh, fish, elvish or powershell
+        shell: clap_complete::Shell,
+    },
+}
+
+fn run(cli: Cli) -> Result<()> {
+    match cli.verb {
+        Verb::Quickstart(args) => verb::quickstart::run(args),
+        Verb::Pull(args) => verb::pull::run(args),
+        Verb::Train(args) => verb::train::run(args),
+        Verb::Plan(args) => verb::plan::run(args),
+        Verb::Run(args) => verb::run::run(args),
+        Verb::Show(args) => verb::show::run(args),
+        Verb::Generate(args) => verb::generate::run(args),
+        Verb::Chat(args) => verb::chat::run(args),
+        Verb::Eval(args) => verb::eval::run(args),
+        Verb::Fold(args) => verb::fold::run(args),
+        Verb::Report(args) => verb::report::run(args),
+        Verb::Methods(args) => verb::methods::run(args),
+        Verb::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "luthier", &mut script);
+            out::data(&String::from_utf8_lossy(&script))
+        }
+    }
+}
+
+fn main() -> std::process::ExitCode {
+    out::start_log();
+    match run(Cli::parse()) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            out::error(&error);
+            std::process::ExitCode::from(error.exit_code() as u8)
+        }
+    }
+}

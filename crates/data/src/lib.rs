@@ -86,10 +86,22 @@ pub struct Method {
 /// What this seam offers; `luthier methods` and the laws run over it.
 pub const METHODS: &[Method] = &[
     Method { paper: None, name: "limit", about: "the first n rows" },
-    Method { paper: None, name: "sample", about: "n rows drawn without replacement, in file order" },
-    Method { paper: None, name: "filter", about: "rows whose mark or numeric column is in a range" },
+    Method {
+        paper: None,
+        name: "sample",
+        about: "n rows drawn without replacement, in file order",
+    },
+    Method {
+        paper: None,
+        name: "filter",
+        about: "rows whose mark or numeric column is in a range",
+    },
     Method { paper: None, name: "dedup", about: "the first of rows with the same normalised text" },
-    Method { paper: None, name: "split", about: "one side of a split that keeps equal rows together" },
+    Method {
+        paper: None,
+        name: "split",
+        about: "one side of a split that keeps equal rows together",
+    },
     Method { paper: None, name: "system", about: "a system turn for conversations without one" },
     Method { paper: None, name: "shuffle", about: "the same rows in a seeded random order" },
 ];

@@ -41,7 +41,7 @@ impl Plan {
 
     /// All steps from `cursor` on, over as many epochs as are asked for. With each step comes the
     /// cursor behind it, which is what a checkpoint taken after the step stores.
-    pub fn from(&self, cursor: Cursor) -> impl Iterator<Item = (Cursor, Vec<usize>)> + '_ {
+    pub fn steps_from(&self, cursor: Cursor) -> impl Iterator<Item = (Cursor, Vec<usize>)> + '_ {
         // Without rows there is no step in any epoch, and looking for one would never end.
         let last = if self.lengths.is_empty() { cursor.epoch } else { usize::MAX };
         (cursor.epoch..last).flat_map(move |epoch| {
@@ -76,8 +76,7 @@ pub fn epoch(
         return pack(&rows, lengths, batch_tokens);
     }
     let mut steps = Vec::new();
-    for window in pack(&rows, lengths, batch_tokens.saturating_mul(WINDOW_STEPS)) {
-        let mut window = window;
+    for mut window in pack(&rows, lengths, batch_tokens.saturating_mul(WINDOW_STEPS)) {
         // Stable, so rows of one length keep the order of the permutation.
         window.sort_by_key(|row| lengths[*row]);
         steps.extend(pack(&window, lengths, batch_tokens));
@@ -149,7 +148,10 @@ mod tests {
 
     #[test]
     fn steps_are_filled_until_the_next_row_would_not_fit() {
-        assert_eq!(pack(&[0, 1, 2, 3, 4], &[3, 3, 4, 11, 1], 10), [vec![0, 1, 2], vec![3], vec![4]]);
+        assert_eq!(
+            pack(&[0, 1, 2, 3, 4], &[3, 3, 4, 11, 1], 10),
+            [vec![0, 1, 2], vec![3], vec![4]]
+        );
     }
 
     #[test]
@@ -183,13 +185,13 @@ mod tests {
             seed: Seed(9),
             group_by_length: false,
         };
-        let whole: Vec<_> = plan.from(Cursor::default()).take(20).collect();
+        let whole: Vec<_> = plan.steps_from(Cursor::default()).take(20).collect();
         assert!(whole.last().unwrap().0.epoch >= 2, "the run spans epochs");
         for cut in 1..19 {
-            let rest: Vec<_> = plan.from(whole[cut - 1].0).take(20 - cut).collect();
+            let rest: Vec<_> = plan.steps_from(whole[cut - 1].0).take(20 - cut).collect();
             assert_eq!(rest, whole[cut..]);
         }
         let empty = Plan { lengths: vec![], ..plan };
-        assert_eq!(empty.from(Cursor::default()).count(), 0);
+        assert_eq!(empty.steps_from(Cursor::default()).count(), 0);
     }
 }

@@ -183,6 +183,21 @@ fn the_gradient_agrees_with_finite_differences() {
 }
 
 #[test]
+fn a_recipe_names_the_objective_by_its_key() {
+    let loss: Loss = toml::from_str("[nll]\nnormaliser = \"sequence\"").unwrap();
+    assert_eq!(loss.nll, Some(Nll { normaliser: Normaliser::Sequence }));
+    assert_eq!(toml::from_str::<Loss>(&toml::to_string(&loss).unwrap()).unwrap(), loss);
+    for (text, want) in [
+        ("[nl]", "unknown field `nl`"),
+        ("[nll]\nnormalizer = \"token\"", "unknown field `normalizer`"),
+        ("[nll]\nnormaliser = \"row\"", "unknown variant `row`"),
+    ] {
+        let err = toml::from_str::<Loss>(text).unwrap_err().to_string();
+        assert!(err.contains(want), "{err}");
+    }
+}
+
+#[test]
 fn no_method_means_nll() {
     let loss = Loss::default();
     assert!(loss.objective().is_ok());

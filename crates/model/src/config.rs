@@ -138,7 +138,9 @@ impl ModelConfig {
         let possible = |id: &u32| {
             let ok = (*id as usize) < vocab;
             if !ok {
-                tracing::warn!("{at}: special token id {id} is outside of the vocabulary ({vocab})");
+                tracing::warn!(
+                    "{at}: special token id {id} is outside of the vocabulary ({vocab})"
+                );
             }
             ok
         };

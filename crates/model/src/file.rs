@@ -22,7 +22,7 @@ const CHUNK: usize = 1 << 18;
 pub struct DataFile {
     file: File,
     path: PathBuf,
-    len: u64,
+    size: u64,
 }
 
 impl DataFile {
@@ -33,7 +33,7 @@ impl DataFile {
         if !metadata.is_file() {
             return Err(Error::input(path.display().to_string(), "expected a file, got a folder"));
         }
-        Ok(DataFile { file, path: path.to_path_buf(), len: metadata.len() })
+        Ok(DataFile { file, path: path.to_path_buf(), size: metadata.len() })
     }
 
     /// The path it was opened from.
@@ -42,13 +42,8 @@ impl DataFile {
     }
 
     /// Bytes in the file when it was opened.
-    pub fn len(&self) -> u64 {
-        self.len
-    }
-
-    /// Whether the file holds nothing.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
+    pub fn size(&self) -> u64 {
+        self.size
     }
 
     /// The handle, for reading a header front to back.
@@ -68,7 +63,7 @@ impl DataFile {
             .bytes_for(out.len())
             .ok_or_else(|| at(format!("{} values do not fill {ty:?} blocks", out.len())))?;
         let end = offset.checked_add(total as u64);
-        if end.is_none_or(|end| end > self.len) {
+        if end.is_none_or(|end| end > self.size) {
             return Err(at(format!("{total} bytes at {offset} reach past the end of the file")));
         }
         let chunk_bytes = CHUNK / ty.block_elements() * ty.block_bytes();

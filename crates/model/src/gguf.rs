@@ -93,7 +93,7 @@ impl Gguf {
         let file = DataFile::open(path)?;
         let at = path.display().to_string();
         let input = BufReader::with_capacity(1 << 18, file.handle());
-        let (version, values, tensors) = header::read(input, &at, file.len())?;
+        let (version, values, tensors) = header::read(input, &at, file.size())?;
         let mut by_name = HashMap::with_capacity(tensors.len());
         for (i, tensor) in tensors.iter().enumerate() {
             if by_name.insert(tensor.name.clone(), i).is_some() {

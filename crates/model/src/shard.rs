@@ -1,8 +1,11 @@
-//! The header of a safetensors file: where each tensor lies, checked before it is believed.
+//! The safetensors files of a folder: where each tensor lies, checked before it is believed.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
-use luthier_core::{Error, Result};
+use luthier_core::{Error, Result, io};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -56,12 +59,12 @@ fn bits(dtype: &str) -> Option<usize> {
 }
 
 /// Reads and checks the header of `file`.
-pub(crate) fn read_header(file: &DataFile) -> Result<BTreeMap<String, Entry>> {
+fn read_header(file: &DataFile) -> Result<BTreeMap<String, Entry>> {
     let at = file.path().display().to_string();
     let bad = |what: String| Error::input(&at, what);
     let cut = |what: String| bad(what).hint("the download may have been cut short; fetch it again");
-    if file.len() < 8 {
-        return Err(cut(format!("not a safetensors file: {} bytes", file.len())));
+    if file.size() < 8 {
+        return Err(cut(format!("not a safetensors file: {} bytes", file.size())));
     }
     let mut length = [0; 8];
     file.read(0, &mut length)?;
@@ -70,13 +73,13 @@ pub(crate) fn read_header(file: &DataFile) -> Result<BTreeMap<String, Entry>> {
         return Err(bad(format!("not a safetensors file: a header of {length} bytes")));
     }
     let start = 8 + length;
-    if start > file.len() {
-        return Err(cut(format!("header of {length} bytes in a file of {}", file.len())));
+    if start > file.size() {
+        return Err(cut(format!("header of {length} bytes in a file of {}", file.size())));
     }
     let mut text = vec![0; length as usize];
     file.read(8, &mut text)?;
-    let header: BTreeMap<String, Value> = serde_json::from_slice(&text)
-        .map_err(|e| bad(format!("safetensors header: {e}")))?;
+    let header: BTreeMap<String, Value> =
+        serde_json::from_slice(&text).map_err(|e| bad(format!("safetensors header: {e}")))?;
 
     let mut entries = BTreeMap::new();
     let mut spans = Vec::with_capacity(header.len());
@@ -109,7 +112,7 @@ pub(crate) fn read_header(file: &DataFile) -> Result<BTreeMap<String, Entry>> {
         }
         covered = *end;
     }
-    let data = file.len() - start;
+    let data = file.size() - start;
     if covered > data {
         return Err(cut(format!("the header describes {covered} bytes of data, there are {data}")));
     }
@@ -117,4 +120,80 @@ pub(crate) fn read_header(file: &DataFile) -> Result<BTreeMap<String, Entry>> {
         return Err(bad(format!("the header describes {covered} of {data} bytes of data")));
     }
     Ok(entries)
+}
+
+/// Whether a folder holds a file whose name ends so.
+pub(crate) fn any_file(folder: &Path, end: &str) -> bool {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.into_iter().any(|e| e.file_name().to_string_lossy().ends_with(end))
+}
+
+/// The names of the weight files of a folder, and the tensors an index promises.
+fn shard_names(folder: &Path) -> Result<(Vec<String>, BTreeMap<String, String>)> {
+    if folder.join("model.safetensors").is_file() {
+        return Ok((vec!["model.safetensors".into()], BTreeMap::new()));
+    }
+    let index = folder.join("model.safetensors.index.json");
+    if !index.is_file() {
+        let found = Error::input(
+            folder.display().to_string(),
+            "holds neither model.safetensors nor model.safetensors.index.json",
+        );
+        let pickle =
+            any_file(folder, ".bin") || any_file(folder, ".pth") || any_file(folder, ".pt");
+        return Err(match pickle {
+            true => found.hint(
+                "pickled weights can run code when read, luthier does not read them; convert \
+                 them once with transformers: save_pretrained(…) writes safetensors",
+            ),
+            false => found.hint("the weights may not be downloaded yet"),
+        });
+    }
+    let at = index.display().to_string();
+    let json: Value = io::read_json(&index)?;
+    let map = json.get("weight_map").and_then(Value::as_object);
+    let map = map.ok_or_else(|| Error::input(&at, "key weight_map: expected an object"))?;
+    let mut promised = BTreeMap::new();
+    for (tensor, file) in map {
+        // A name, not a path: an index must not reach out of its folder.
+        let name = file.as_str().filter(|f| Path::new(f).file_name().is_some_and(|n| n == *f));
+        let name = name.ok_or_else(|| {
+            Error::input(&at, format!("weight_map of {tensor}: expected a file name, got {file}"))
+        })?;
+        promised.insert(tensor.clone(), name.to_string());
+    }
+    let names: BTreeSet<String> = promised.values().cloned().collect();
+    Ok((names.into_iter().collect(), promised))
+}
+
+/// Opens the weight files of a folder: the files, and each tensor's file and place.
+pub(crate) fn open_folder(
+    folder: &Path,
+) -> Result<(Vec<DataFile>, BTreeMap<String, (usize, Entry)>)> {
+    let (names, promised) = shard_names(folder)?;
+    let mut files = Vec::with_capacity(names.len());
+    let mut tensors: BTreeMap<String, (usize, Entry)> = BTreeMap::new();
+    for (i, name) in names.iter().enumerate() {
+        let path = folder.join(name);
+        if !path.is_file() {
+            let what = format!("is missing; the index lists {} weight files", names.len());
+            return Err(Error::input(path.display().to_string(), what)
+                .hint("the download may be incomplete; fetch it again"));
+        }
+        let file = DataFile::open(&path)?;
+        for (tensor, entry) in read_header(&file)? {
+            if let Some((other, _)) = tensors.insert(tensor.clone(), (i, entry)) {
+                let what = format!("tensor {tensor} is also in {}", names[other]);
+                return Err(Error::input(path.display().to_string(), what));
+            }
+        }
+        files.push(file);
+    }
+    for (tensor, file) in &promised {
+        if tensors.get(tensor).is_none_or(|(i, _)| names[*i] != *file) {
+            let what = format!("tensor {tensor} is missing, though the index places it here");
+            return Err(Error::input(folder.join(file).display().to_string(), what));
+        }
+    }
+    Ok((files, tensors))
 }

@@ -116,7 +116,7 @@ impl Source {
             return Err(match () {
                 _ if path.join("adapter_config.json").is_file() => found
                     .hint("this is an adapter: give it as the adapter, and its base as the model"),
-                _ if any_file(path, ".gguf") => found.hint("give the .gguf file itself"),
+                _ if shard::any_file(path, ".gguf") => found.hint("give the .gguf file itself"),
                 _ => found.hint("a model folder holds config.json and model.safetensors"),
             });
         }
@@ -127,7 +127,13 @@ impl Source {
             let json: Value = io::read_json(&generation)?;
             config = config.with_generation(&json, &generation.display().to_string())?;
         }
-        let (files, tensors) = read_shards(path)?;
+        let (files, entries) = shard::open_folder(path)?;
+        let place = |(file, entry): (usize, Entry)| {
+            let ty = entry.float();
+            let Entry { dtype, shape, offset } = entry;
+            Place { shape, dtype, ty, file, offset, interleaved: None }
+        };
+        let tensors = entries.into_iter().map(|(name, entry)| (name, place(entry))).collect();
         let (path, weights) = (path.to_path_buf(), Weights::Folder(files));
         Ok(Source { path, config, weights, tensors, sha256: OnceLock::new() })
     }
@@ -136,12 +142,7 @@ impl Source {
     fn check(&self) -> Result<()> {
         let expected = names::tensors(&self.config);
         for (name, shape) in &expected {
-            let got = &self.place(name)?.shape;
-            if got != shape {
-                let what = format!("tensor {name}: expected shape {shape:?}, got {got:?}");
-                return Err(Error::input(self.at(), what)
-                    .hint("configuration and weights are of two models"));
-            }
+            self.check_shape(name, shape)?;
         }
         let expected: BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
         let unused = |name: &str| {
@@ -159,6 +160,15 @@ impl Source {
                 .hint("the configuration leaves something out, or the weights are quantised"));
         }
         Ok(())
+    }
+
+    fn check_shape(&self, name: &str, expected: &[usize]) -> Result<()> {
+        let got = &self.place(name)?.shape;
+        if got == expected {
+            return Ok(());
+        }
+        let what = format!("tensor {name}: expected shape {expected:?}, got {got:?}");
+        Err(Error::input(self.at(), what).hint("configuration and weights are of two models"))
     }
 
     /// What the model is made of.
@@ -217,6 +227,12 @@ impl Source {
         }
     }
 
+    /// As [`Source::load_f32`], refusing another shape than `expected`.
+    pub fn load_checked(&self, name: &str, expected: &[usize]) -> Result<Vec<f32>> {
+        self.check_shape(name, expected)?;
+        self.load_f32(name)
+    }
+
     /// SHA-256 of the weights: of the file if there is one, of `hash  name` lines if there are
     /// several. Computed once.
     pub fn sha256(&self) -> Result<&str> {
@@ -248,9 +264,12 @@ impl Source {
         self.tensors.get(name).ok_or_else(|| {
             let error = Error::input(self.at(), format!("tensor {name} is missing"));
             match suggest(name, self.tensors.keys().map(String::as_str)) {
-                _ if name == "lm_head.weight" => error
-                    .hint("config.json says that the head is not tied to the embeddings"),
-                text if text.starts_with("known:") => error.hint("the weights are of another model"),
+                _ if name == "lm_head.weight" => {
+                    error.hint("config.json says that the head is not tied to the embeddings")
+                }
+                text if text.starts_with("known:") => {
+                    error.hint("the weights are of another model")
+                }
                 text => error.hint(text),
             }
         })
@@ -270,80 +289,6 @@ fn uninterleave(stored: &[f32], rows: usize, heads: usize) -> Vec<f32> {
         out.copy_from_slice(&stored[from * width..(from + 1) * width]);
     });
     out
-}
-
-fn any_file(folder: &Path, end: &str) -> bool {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.into_iter().any(|e| e.file_name().to_string_lossy().ends_with(end))
-}
-
-/// The names of the weight files of a folder, and the tensors an index promises.
-fn shard_names(folder: &Path) -> Result<(Vec<String>, BTreeMap<String, String>)> {
-    if folder.join("model.safetensors").is_file() {
-        return Ok((vec!["model.safetensors".into()], BTreeMap::new()));
-    }
-    let index = folder.join("model.safetensors.index.json");
-    if !index.is_file() {
-        let found = Error::input(
-            folder.display().to_string(),
-            "holds neither model.safetensors nor model.safetensors.index.json",
-        );
-        let pickle = any_file(folder, ".bin") || any_file(folder, ".pth") || any_file(folder, ".pt");
-        return Err(match pickle {
-            true => found.hint(
-                "pickled weights can run code when read, luthier does not read them; convert \
-                 them once with transformers: save_pretrained(…) writes safetensors",
-            ),
-            false => found.hint("the weights may not be downloaded yet"),
-        });
-    }
-    let at = index.display().to_string();
-    let json: Value = io::read_json(&index)?;
-    let map = json.get("weight_map").and_then(Value::as_object);
-    let map = map.ok_or_else(|| Error::input(&at, "key weight_map: expected an object"))?;
-    let mut promised = BTreeMap::new();
-    for (tensor, file) in map {
-        // A name, not a path: an index must not reach out of its folder.
-        let name = file.as_str().filter(|f| Path::new(f).file_name().is_some_and(|n| n == *f));
-        let name = name.ok_or_else(|| {
-            Error::input(&at, format!("weight_map of {tensor}: expected a file name, got {file}"))
-        })?;
-        promised.insert(tensor.clone(), name.to_string());
-    }
-    let names: BTreeSet<String> = promised.values().cloned().collect();
-    Ok((names.into_iter().collect(), promised))
-}
-
-fn read_shards(folder: &Path) -> Result<(Vec<DataFile>, BTreeMap<String, Place>)> {
-    let (names, promised) = shard_names(folder)?;
-    let mut files = Vec::with_capacity(names.len());
-    let mut tensors: BTreeMap<String, Place> = BTreeMap::new();
-    for (i, name) in names.iter().enumerate() {
-        let path = folder.join(name);
-        if !path.is_file() {
-            let what = format!("is missing; the index lists {} weight files", names.len());
-            return Err(Error::input(path.display().to_string(), what)
-                .hint("the download may be incomplete; fetch it again"));
-        }
-        let file = DataFile::open(&path)?;
-        for (tensor, entry) in shard::read_header(&file)? {
-            let ty = entry.float();
-            let Entry { dtype, shape, offset } = entry;
-            let place = Place { shape, dtype, ty, file: i, offset, interleaved: None };
-            if let Some(other) = tensors.insert(tensor.clone(), place) {
-                let what = format!("tensor {tensor} is also in {}", names[other.file]);
-                return Err(Error::input(path.display().to_string(), what));
-            }
-        }
-        files.push(file);
-    }
-    for (tensor, file) in &promised {
-        if tensors.get(tensor).is_none_or(|place| names[place.file] != *file) {
-            let what = format!("tensor {tensor} is missing, though the index places it here");
-            return Err(Error::input(folder.join(file).display().to_string(), what));
-        }
-    }
-    Ok((files, tensors))
 }
 
 #[cfg(test)]

@@ -19,6 +19,12 @@ use luthier_core::{Error, Result};
 use minijinja::{Environment, ErrorKind, syntax::SyntaxConfig, value::{Serde, Value as Jinja}};
 use serde_json::{Map, Value};
 
+/// The present moment in UTC, formatted as templates' `strftime_now` does.
+pub fn date(format: &str) -> String {
+    // The formats are ours; one that is not understood shows as itself.
+    clock::strftime(clock::now(), format).unwrap_or_else(|_| format.to_string())
+}
+
 /// What a template is asked to put into words.
 #[derive(Clone, Copy, Debug)]
 pub struct Conversation<'a> {
@@ -73,7 +79,9 @@ impl ChatTemplate {
     /// Compiles `source` with the clock of `strftime_now` stopped at `now`, in seconds since 1970.
     pub fn at(name: impl Into<String>, source: &str, now: i64) -> Result<Self> {
         let name = name.into();
-        let (prepared, marked) = generation::prepare(source);
+        // Python's engine reads every kind of line end as a newline.
+        let (prepared, marked) =
+            generation::prepare(&source.replace("\r\n", "\n").replace('\r', "\n"));
         let environment = environment(prepared, now).map_err(|e| explain(&name, &e))?;
         Ok(ChatTemplate { name, source: source.to_string(), marked, environment })
     }
@@ -114,7 +122,7 @@ impl ChatTemplate {
         let rendered = self
             .environment
             .get_template(CHAT)
-            .and_then(|t| t.render(Jinja::from_iter(context)))
+            .and_then(|t| t.render(Jinja::from_pairs(context)))
             .map_err(|e| explain(&self.name, &e))?;
         Ok(if self.marked { generation::collect(&rendered) } else { Text { text: rendered, ..Text::default() } })
     }
@@ -146,6 +154,9 @@ fn environment(source: String, now: i64) -> Result<Environment<'static>, minijin
     environment.set_formatter(python::write);
     environment.set_unknown_method_callback(python::method);
     environment.add_filter("tojson", json::tojson);
+    environment.add_test("iterable", python::is_iterable);
+    environment.add_test("sequence", python::is_sequence);
+    environment.add_test("number", python::is_number);
     environment.add_function("raise_exception", python::raise);
     environment.add_function("strftime_now", move |format: String| clock::strftime(now, &format));
     environment.add_template_owned(CHAT, source)?;

@@ -2,6 +2,7 @@
 
 mod folder;
 mod gguf;
+mod keys;
 mod stream;
 
 use std::{
@@ -15,7 +16,10 @@ use luthier_core::{Error, Result, io};
 use serde_json::{Map, Value};
 use tokenizers::PostProcessorWrapper;
 
-use crate::template::{ChatTemplate, Conversation, Text};
+use crate::{
+    gguf::Gguf,
+    template::{ChatTemplate, Conversation, Text},
+};
 
 pub use gguf::GgufVocab;
 pub use stream::Stream;
@@ -43,6 +47,14 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
+    /// The tokenizer of a model: a Hugging Face folder or a GGUF file.
+    pub fn open(path: &Path) -> Result<Self> {
+        if path.is_dir() {
+            return Tokenizer::from_dir(path);
+        }
+        Tokenizer::from_gguf(GgufVocab::read(&Gguf::open(path)?)?)
+    }
+
     /// Reads `tokenizer.json` and its companions from a Hugging Face model folder.
     pub fn from_dir(dir: &Path) -> Result<Self> {
         folder::load(dir)

@@ -27,7 +27,11 @@ impl CustomOp1 for Dropout {
         "dropout"
     }
 
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        storage: &CpuStorage,
+        layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
         let (CpuStorage::F32(data), Some((start, end))) = (storage, layout.contiguous_offsets())
         else {
             candle_core::bail!("dropout expects contiguous f32")

@@ -2,11 +2,7 @@
 
 use std::fmt;
 
-use luthier_core::{
-    Error, Result, SiteInfo, SiteMap,
-    nearest::suggest,
-    site::Pattern,
-};
+use luthier_core::{Error, Result, SiteInfo, SiteMap, nearest::suggest, site::Pattern};
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{SeqAccess, Visitor},
@@ -91,7 +87,8 @@ impl Globs {
 fn weightless(sites: &SiteMap, glob: &str, error: Error) -> Error {
     match (error, sites.find("", glob, |_| true)) {
         (Error::Input { at, hint, .. }, Ok(found)) => {
-            let what = format!("`{glob}` names {}, which has no weight to learn here", found[0].name);
+            let what =
+                format!("`{glob}` names {}, which has no weight to learn here", found[0].name);
             Error::Input { at, what, hint }
         }
         (error, _) => error,
@@ -109,7 +106,8 @@ pub(crate) fn overrides<'a, T: Copy + PartialEq + fmt::Display + 'a>(
     for (glob, value) in patterns {
         let pattern = Pattern::new(key, glob)?;
         let mut used = false;
-        for (site, slot) in sites.iter().zip(&mut values).filter(|(s, _)| pattern.matches(&s.name)) {
+        for (site, slot) in sites.iter().zip(&mut values).filter(|(s, _)| pattern.matches(&s.name))
+        {
             used = true;
             match *slot {
                 Some((other, earlier)) if earlier != *value => {

@@ -84,8 +84,10 @@ impl Params {
             (None, None) => Ok(Kind::Lora(Lora::default())),
             (Some(lora), None) => Ok(Kind::Lora(lora.clone())),
             (None, Some(full)) => Ok(Kind::Full(full.clone())),
-            (Some(_), Some(_)) => Err(Error::input("train.params", "names 2 forms (lora, full)")
-                .hint("keep one of them")),
+            (Some(_), Some(_)) => {
+                Err(Error::input("train.params", "names 2 forms (lora, full)")
+                    .hint("keep one of them"))
+            }
         }
     }
 

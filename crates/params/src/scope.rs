@@ -85,7 +85,9 @@ impl Init {
         let mut rng = seed.rng();
         let draw: Vec<f32> = match self {
             Init::Zeros => vec![0.0; n],
-            Init::Uniform(to) => (0..n).map(|_| ((2.0 * rng.uniform() - 1.0) * to) as f32).collect(),
+            Init::Uniform(to) => {
+                (0..n).map(|_| ((2.0 * rng.uniform() - 1.0) * to) as f32).collect()
+            }
             Init::Normal(std) => (0..n).map(|_| (rng.normal() * std) as f32).collect(),
         };
         Ok(Tensor::from_vec(draw, dims, &Device::Cpu)?)
@@ -110,7 +112,9 @@ mod tests {
     fn a_given_value_must_be_used() {
         let one = Tensor::ones(2, DType::F32, &Device::Cpu).unwrap();
         let mut scope = Scope::given([("a".to_string(), one)].into_iter().collect());
-        assert!(scope.shared("b", &[2], Init::Zeros).unwrap_err().to_string().contains("b: is miss"));
+        assert!(
+            scope.shared("b", &[2], Init::Zeros).unwrap_err().to_string().contains("b: is miss")
+        );
         assert!(scope.finish().unwrap_err().to_string().starts_with("a: nothing"));
     }
 }

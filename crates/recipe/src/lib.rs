@@ -1,0 +1,21 @@
+//! Recipes: reading them, planning them, running their stages. The only crate that sees every seam.
+
+pub mod assemble;
+pub mod change;
+pub mod evaluate;
+pub mod export;
+pub mod fold;
+pub mod manifest;
+pub mod methods;
+pub mod open;
+pub mod plan;
+pub mod prepare;
+pub mod quickstart;
+pub mod report;
+pub mod run;
+pub mod schema;
+pub mod text;
+pub mod training;
+
+pub use open::{Opened, open};
+pub use schema::Recipe;

@@ -123,7 +123,7 @@ pub fn load(
     }
     let trained = dir.join(TRAINED);
     restore(vars, &StateDict::load(&trained)?, &trained)?;
-    stepper.load(&StateDict::load(&dir.join(OPTIMIZER))?)?;
+    stepper.load(StateDict::load(&dir.join(OPTIMIZER))?)?;
     Ok(progress)
 }
 

@@ -95,19 +95,25 @@ pub enum Stopped {
     EarlyStopping,
 }
 
-/// The steps of all epochs, cut at the requested length.
-fn total_steps(config: &Train, order: &dyn Fn(usize) -> Vec<Vec<usize>>) -> u64 {
-    let (mut total, mut left, mut epoch) = (0, config.epochs, 0);
-    while left > 0.0 {
-        let steps = order(epoch).len() as f64;
-        total += (steps * left.min(1.0)).ceil() as u64;
+/// Steps and tokens of the whole run: all epochs, cut at the requested length.
+pub fn extent(
+    config: &Train,
+    order: &dyn Fn(usize) -> Vec<Vec<usize>>,
+    rows: &[Row],
+) -> (u64, u64) {
+    let (mut steps, mut tokens, mut left, mut epoch) = (0, 0, config.epochs, 0);
+    let most = config.max_steps.unwrap_or(u64::MAX);
+    while left > 0.0 && steps < most {
+        let all = order(epoch);
+        let share = (all.len() as f64 * left.min(1.0)).ceil() as u64;
+        let taken = share.min(most - steps);
+        steps += taken;
+        let read = |step: &Vec<usize>| step.iter().map(|i| rows[*i].len() as u64).sum::<u64>();
+        tokens += all.iter().take(taken as usize).map(read).sum::<u64>();
         left -= 1.0;
         epoch += 1;
-        if config.max_steps.is_some_and(|max| total >= max) {
-            break;
-        }
     }
-    config.max_steps.map_or(total, |max| total.min(max))
+    (steps, tokens)
 }
 
 struct Run<'a> {
@@ -128,7 +134,7 @@ struct Run<'a> {
 /// Trains to the end, to an early stop, or to an interruption.
 pub fn run(job: &Job) -> Result<Outcome> {
     let objective = job.config.loss.objective()?;
-    let total = total_steps(job.config, job.order);
+    let (total, _) = extent(job.config, job.order, job.train);
     if total == 0 {
         return Err(Error::input("train", "there is no step to make: no row is left to train on"));
     }
@@ -138,7 +144,7 @@ pub fn run(job: &Job) -> Result<Outcome> {
         Some((_, dir)) => checkpoint::load(dir, &job.fingerprint, job.vars, &mut stepper)?,
         None => Progress { fingerprint: job.fingerprint.clone(), ..Progress::default() },
     };
-    let log = Log::open(job.out, newest.as_ref().map(|_| progress.step), true)?;
+    let log = Log::open(job.out, job.resume.then_some(progress.step), true)?;
     let bar = match job.progress {
         true => log::Progress::new(total, progress.step),
         false => log::Progress::silent(),

@@ -1,13 +1,16 @@
 //! One optimizer step from its micro-batches, exact under any split.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use candle_core::{Tensor, Var};
-use luthier_core::{At, Batch, Ctx, Error, Hook, Policy, Result, Seed};
+use luthier_core::{At, Batch, Ctx, Error, Hook, Policy, Result, Row, Seed};
 use luthier_loss::{Log, Objective};
 use luthier_update::Stepper;
 
-use crate::backward::{Gradients, forward_backward};
+use crate::{
+    backward::{Gradients, forward_backward},
+    order::micro_batches,
+};
 
 /// What a step did.
 #[derive(Clone, Debug)]
@@ -87,6 +90,30 @@ impl Step<'_> {
             trained: micro.iter().map(|b| b.trained_m().len() as u64).sum(),
             logs: means(&logs),
         })
+    }
+
+    /// Tokens per second of the largest micro-batch of `steps`: the second of two passes without an
+    /// update, so that buffers are warm.
+    pub fn time(&self, steps: &[Vec<usize>], rows: &[Row], micro_tokens: usize) -> Result<f64> {
+        let all = steps.iter().flat_map(|step| micro_batches(step, rows, micro_tokens));
+        let batches = all.map(|micro| Batch::from_rows(micro.iter().map(|i| &rows[*i])));
+        let Some(largest) = batches.max_by_key(Batch::n) else { return Ok(0.0) };
+        let mut seconds = 0.0;
+        for _ in 0..2 {
+            let (begun, mut gradients) = (Instant::now(), Gradients::new());
+            forward_backward(
+                self.policy,
+                self.vars,
+                self.objective,
+                &largest,
+                self.keep,
+                None,
+                1.0,
+                &mut gradients,
+            )?;
+            seconds = begun.elapsed().as_secs_f64();
+        }
+        Ok(largest.n() as f64 / seconds.max(1e-9))
     }
 
     /// The error for a loss that is not a number: step, examples, first site that went wrong.

@@ -42,7 +42,9 @@ pub enum Missing {
 impl Filter {
     fn holds(&self, value: f64) -> bool {
         // A NaN is in no range, also not in an open one.
-        !value.is_nan() && self.min.is_none_or(|m| value >= m) && self.max.is_none_or(|m| value <= m)
+        !value.is_nan()
+            && self.min.is_none_or(|m| value >= m)
+            && self.max.is_none_or(|m| value <= m)
     }
 
     fn keeps(&self, value: Option<f64>, example: &Example) -> Result<bool> {
@@ -51,7 +53,10 @@ impl Filter {
             (None, Missing::Drop) => Ok(false),
             (None, Missing::Keep) => Ok(true),
             (None, Missing::Error) => {
-                let marks = example.marks.keys().chain(example.completions.iter().flat_map(|c| c.marks.keys()));
+                let marks = example
+                    .marks
+                    .keys()
+                    .chain(example.completions.iter().flat_map(|c| c.marks.keys()));
                 let numbers = example.columns.iter().filter(|(_, v)| v.is_number()).map(|(k, _)| k);
                 let mut found: Vec<&str> = marks.chain(numbers).map(String::as_str).collect();
                 found.sort_unstable();

@@ -59,7 +59,11 @@ pub fn split(table: Table, eval_fraction: f64, seed: Seed) -> Result<(Table, Tab
         groups[group].push(i);
     }
     if groups.len() < 2 {
-        return what(format!("{} has {} different rows, too few for two sides", table.name, groups.len()));
+        return what(format!(
+            "{} has {} different rows, too few for two sides",
+            table.name,
+            groups.len()
+        ));
     }
     seed.rng().shuffle(&mut groups);
     let wanted = ((rows as f64 * eval_fraction).round() as usize).clamp(1, rows - 1);

@@ -17,7 +17,9 @@ pub(super) fn read(cells: &mut Cells, form: Option<Form>) -> Result<Parts> {
         return Err(cells.error("instruction and input are both empty"));
     }
     if output.trim().is_empty() {
-        return Err(cells.error("the output is empty").hint("there is nothing to learn; remove the row"));
+        return Err(cells
+            .error("the output is empty")
+            .hint("there is nothing to learn; remove the row"));
     }
     let mut prompt = history(cells)?;
     let raw = form == Some(Form::Raw);
@@ -69,7 +71,8 @@ fn history(cells: &mut Cells) -> Result<Vec<Turn>> {
             }
             _ => {
                 let found = describe(pair);
-                let what = format!("exchange {}: expected [question, answer], found {found}", i + 1);
+                let what =
+                    format!("exchange {}: expected [question, answer], found {found}", i + 1);
                 return Err(cells.wrong(column, what));
             }
         }

@@ -55,7 +55,8 @@ impl<'a> Cells<'a> {
             Value::String(text) => (vec![Turn::new(speaker, text)], true),
             Value::Array(_) | Value::Object(_) => (turns::read(self, column, value)?, false),
             other => {
-                let what = format!("expected text or a list of messages, found {}", describe(&other));
+                let what =
+                    format!("expected text or a list of messages, found {}", describe(&other));
                 return Err(self.wrong(column, what));
             }
         };
@@ -70,7 +71,8 @@ impl<'a> Cells<'a> {
             Value::Array(list) if list.is_empty() => Ok(None),
             list @ Value::Array(_) => Ok(Some(list)),
             other => {
-                Err(self.wrong(column, format!("expected a list of tools, found {}", describe(&other))))
+                Err(self
+                    .wrong(column, format!("expected a list of tools, found {}", describe(&other))))
             }
         }
     }
@@ -81,7 +83,9 @@ impl<'a> Cells<'a> {
         match self.parsed(column, value)? {
             Value::Null => Ok(Map::new()),
             Value::Object(map) => Ok(map),
-            other => Err(self.wrong(column, format!("expected an object, found {}", describe(&other)))),
+            other => {
+                Err(self.wrong(column, format!("expected an object, found {}", describe(&other))))
+            }
         }
     }
 

@@ -9,7 +9,8 @@ pub(super) fn read(cells: &mut Cells, role: &str, form: Option<Form>) -> Result<
         return Err(cells.error(format!("no {role}")));
     };
     if form == Some(Form::Raw) {
-        return Err(cells.error("form = \"raw\" cannot say who speaks in a conversation")
+        return Err(cells
+            .error("form = \"raw\" cannot say who speaks in a conversation")
             .hint("raw text needs prompt/completion or text columns"));
     }
     let value = cells.parsed(column, value)?;
@@ -20,10 +21,11 @@ pub(super) fn read(cells: &mut Cells, role: &str, form: Option<Form>) -> Result<
         }
         last => {
             let role = last.map(|turn| turn.role).unwrap_or_default();
-            let what = format!("the conversation ends with a turn of `{role}`, expected the assistant's");
-            Err(cells
-                .wrong(column, what)
-                .hint("remove what follows the last answer, or read it with layout = \"prompt_only\""))
+            let what =
+                format!("the conversation ends with a turn of `{role}`, expected the assistant's");
+            Err(cells.wrong(column, what).hint(
+                "remove what follows the last answer, or read it with layout = \"prompt_only\"",
+            ))
         }
     }
 }

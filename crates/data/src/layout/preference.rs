@@ -28,7 +28,11 @@ pub(super) fn read(cells: &mut Cells, form: Option<Form>) -> Result<Parts> {
         check(cells, &chosen, form)?;
         check(cells, &rejected, form)?;
         shared(cells, prompt, chosen.turns, rejected.turns)?
-    } else if prompt.is_none() && dialogue(&chosen) && dialogue(&rejected) && form != Some(Form::Raw) {
+    } else if prompt.is_none()
+        && dialogue(&chosen)
+        && dialogue(&rejected)
+        && form != Some(Form::Raw)
+    {
         let turns = |said: &Said| parse(&said.turns[0].content).unwrap_or_default();
         let (a, b) = (turns(&chosen), turns(&rejected));
         check(cells, &Said { column: chosen.column, turns: a.clone(), plain: false }, form)?;
@@ -38,7 +42,9 @@ pub(super) fn read(cells: &mut Cells, form: Option<Form>) -> Result<Parts> {
         check(cells, &chosen, form)?;
         check(cells, &rejected, form)?;
         if form == Some(Form::Raw) && !prompt.plain {
-            return Err(cells.wrong(prompt.column, "form = \"raw\" expects text, found a list of messages"));
+            return Err(
+                cells.wrong(prompt.column, "form = \"raw\" expects text, found a list of messages")
+            );
         }
         if prompt.plain && prompt.turns[0].content.trim().is_empty() {
             return Err(cells.wrong(prompt.column, "the prompt is empty"));
@@ -51,11 +57,14 @@ pub(super) fn read(cells: &mut Cells, form: Option<Form>) -> Result<Parts> {
     } else if chosen.plain && rejected.plain && form != Some(Form::Chat) {
         raw(cells, &chosen, &rejected)?
     } else {
-        return Err(cells.error("chosen and rejected have no prompt in common")
+        return Err(cells
+            .error("chosen and rejected have no prompt in common")
             .hint("name its column, as in columns.prompt = \"…\""));
     };
     untrained(&mut parts.prompt);
-    for (answer, (mark, score)) in parts.completions.iter_mut().zip([1.0, 0.0].into_iter().zip(scores)) {
+    for (answer, (mark, score)) in
+        parts.completions.iter_mut().zip([1.0, 0.0].into_iter().zip(scores))
+    {
         answer.marks.insert("chosen".to_owned(), mark);
         answer.marks.extend(score.map(|score| ("score".to_owned(), score)));
     }
@@ -66,7 +75,10 @@ fn score(cells: &mut Cells, role: &str) -> Result<Option<f64>> {
     let Some((column, value)) = cells.take(role) else { return Ok(None) };
     match value.as_f64() {
         Some(score) => Ok(Some(score)),
-        None => Err(cells.wrong(column, format!("expected a number, found {}", super::describe(&value)))),
+        None => {
+            Err(cells
+                .wrong(column, format!("expected a number, found {}", super::describe(&value))))
+        }
     }
 }
 
@@ -75,7 +87,8 @@ fn shared(cells: &Cells, prompt: Option<Said>, a: Vec<Turn>, b: Vec<Turn>) -> Re
     let most = a.len().min(b.len()).saturating_sub(1);
     let common = (0..most).find(|i| a[*i] != b[*i]).unwrap_or(most);
     if common == 0 {
-        return Err(cells.error("chosen and rejected begin with different turns")
+        return Err(cells
+            .error("chosen and rejected begin with different turns")
             .hint("they must be conversations with the same beginning"));
     }
     if let Some(said) = prompt {
@@ -90,7 +103,8 @@ fn shared(cells: &Cells, prompt: Option<Said>, a: Vec<Turn>, b: Vec<Turn>) -> Re
             return Err(cells.wrong(said.column, what));
         }
     }
-    let rest = |turns: Vec<Turn>| -> Completion { completion(turns.into_iter().skip(common).collect()) };
+    let rest =
+        |turns: Vec<Turn>| -> Completion { completion(turns.into_iter().skip(common).collect()) };
     let prompt = a[..common].to_vec();
     Ok(Parts { prompt, completions: vec![rest(a), rest(b)], form: Form::Chat })
 }
@@ -98,10 +112,14 @@ fn shared(cells: &Cells, prompt: Option<Said>, a: Vec<Turn>, b: Vec<Turn>) -> Re
 /// The common beginning of two texts, cut back to white space so that no word is torn.
 fn raw(cells: &Cells, chosen: &Said, rejected: &Said) -> Result<Parts> {
     let (a, b) = (&chosen.turns[0].content, &rejected.turns[0].content);
-    let common: usize = a.chars().zip(b.chars()).take_while(|(x, y)| x == y).map(|(x, _)| x.len_utf8()).sum();
-    let cut = a[..common].char_indices().rev().find(|(_, c)| c.is_whitespace()).map_or(0, |(i, _)| i);
+    let common: usize =
+        a.chars().zip(b.chars()).take_while(|(x, y)| x == y).map(|(x, _)| x.len_utf8()).sum();
+    let cut =
+        a[..common].char_indices().rev().find(|(_, c)| c.is_whitespace()).map_or(0, |(i, _)| i);
     if a[cut..].trim().is_empty() || b[cut..].trim().is_empty() {
-        return Err(cells.error("one of chosen and rejected is nothing but the beginning of the other"));
+        return Err(
+            cells.error("one of chosen and rejected is nothing but the beginning of the other")
+        );
     }
     let prompt = if cut == 0 { Vec::new() } else { vec![Turn::new("user", &a[..cut])] };
     let answer = |text: &str| completion(vec![Turn::new("assistant", &text[cut..])]);
@@ -122,8 +140,9 @@ fn parse(text: &str) -> Option<Vec<Turn>> {
         return None;
     }
     let ends = starts.iter().skip(1).map(|s| s.0).chain([text.len()]);
-    let turns = starts.iter().zip(ends).map(|((start, mark, role), end)| {
-        Turn::new(*role, text[start + mark.len()..end].trim())
-    });
+    let turns = starts
+        .iter()
+        .zip(ends)
+        .map(|((start, mark, role), end)| Turn::new(*role, text[start + mark.len()..end].trim()));
     Some(turns.collect())
 }

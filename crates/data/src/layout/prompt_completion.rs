@@ -40,7 +40,9 @@ pub(super) fn prompt(cells: &mut Cells, role: &str, form: Option<Form>) -> Resul
     };
     let raw = form == Some(Form::Raw);
     if raw && !prompt.plain {
-        return Err(cells.wrong(prompt.column, "form = \"raw\" expects text, found a list of messages"));
+        return Err(
+            cells.wrong(prompt.column, "form = \"raw\" expects text, found a list of messages")
+        );
     }
     if prompt.plain && prompt.turns[0].content.trim().is_empty() {
         if !raw {
@@ -73,7 +75,9 @@ pub(super) fn check(cells: &Cells, answer: &Said, form: Option<Form>) -> Result<
         return Ok(());
     }
     if form == Some(Form::Raw) {
-        return Err(cells.wrong(answer.column, "form = \"raw\" expects text, found a list of messages"));
+        return Err(
+            cells.wrong(answer.column, "form = \"raw\" expects text, found a list of messages")
+        );
     }
     match answer.turns.last() {
         Some(last) if last.role != "assistant" => Err(cells.wrong(

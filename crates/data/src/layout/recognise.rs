@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use luthier_core::{Completion, Error, Example, Form, Origin, Result, Turn, example::Marks, nearest};
+use luthier_core::{
+    Completion, Error, Example, Form, Origin, Result, Turn, example::Marks, nearest,
+};
 use serde_json::{Map, Value};
 
 use super::{
@@ -14,7 +16,7 @@ use super::{
 };
 use crate::{ReadOptions, transform::system::System};
 
-/// Which of a shape's optional columns were met, one bit each.
+/// Which of a shape's optional columns were met, one bit for each of their usual names.
 pub(crate) type Used = u32;
 
 /// Other columns named in a table's layout sentence before it says "and n more".
@@ -30,7 +32,11 @@ pub(crate) struct Recognised<'a> {
 
 impl<'a> Recognised<'a> {
     /// The layout of `row`; `at` names the row in errors.
-    pub(crate) fn new(row: &Map<String, Value>, options: &'a ReadOptions, at: &str) -> Result<Self> {
+    pub(crate) fn new(
+        row: &Map<String, Value>,
+        options: &'a ReadOptions,
+        at: &str,
+    ) -> Result<Self> {
         let shapes: Vec<&'static Shape> =
             SHAPES.iter().filter(|s| options.layout.is_none_or(|l| l == s.layout)).collect();
         for role in options.columns.keys() {
@@ -66,15 +72,18 @@ impl<'a> Recognised<'a> {
             cells.add(role, column, row.shift_remove(column).unwrap_or_default());
         }
         let mut used: Used = 0;
-        for (bit, (role, names)) in self.shape.optional.iter().enumerate() {
+        let mut bits = 0;
+        for (role, names) in self.shape.optional {
+            let first_bit = bits;
+            bits += names.len();
             if self.required.iter().any(|(r, _)| r == role) {
                 continue;
             }
             let named = self.options.columns.get(*role).map(String::as_str);
-            let column = match named {
-                Some(column) => column,
-                None => match names.iter().find(|n| row.contains_key(**n)) {
-                    Some(column) => column,
+            let (bit, column) = match named {
+                Some(column) => (first_bit, column),
+                None => match names.iter().position(|n| row.contains_key(*n)) {
+                    Some(i) => (first_bit + i, names[i]),
                     None => continue,
                 },
             };
@@ -98,7 +107,12 @@ impl<'a> Recognised<'a> {
         Ok((self.build(cells, row, origin.clone())?, used))
     }
 
-    fn build(&self, mut cells: Cells, columns: Map<String, Value>, origin: Origin) -> Result<Example> {
+    fn build(
+        &self,
+        mut cells: Cells,
+        columns: Map<String, Value>,
+        origin: Origin,
+    ) -> Result<Example> {
         let tools = cells.tools()?;
         let template_kwargs = cells.object("chat_template_kwargs")?;
         let system = cells.text("system")?.filter(|s| !s.trim().is_empty());
@@ -119,7 +133,9 @@ impl<'a> Recognised<'a> {
                     return Err(cells.error("the row has a system column and another system turn"));
                 }
                 _ if form == Form::Raw => {
-                    return Err(cells.error("the row has a system text, which form = \"raw\" cannot place"));
+                    return Err(
+                        cells.error("the row has a system text, which form = \"raw\" cannot place")
+                    );
                 }
                 _ => prompt.insert(0, Turn::new("system", system)),
             }
@@ -162,9 +178,14 @@ impl<'a> Recognised<'a> {
     /// `prompt/completion (columns question, answer; beside them id)`.
     pub(crate) fn sentence(&self, used: Used, beside: &BTreeSet<&str>) -> String {
         let mut columns: Vec<&str> = self.required.iter().map(|(_, c)| c.as_str()).collect();
-        for (bit, (role, names)) in self.shape.optional.iter().enumerate() {
+        let optional = self
+            .shape
+            .optional
+            .iter()
+            .flat_map(|(role, names)| names.iter().map(move |n| (role, n)));
+        for (bit, (role, name)) in optional.enumerate() {
             if used & (1 << bit) != 0 {
-                columns.push(self.options.columns.get(*role).map_or(names[0], String::as_str));
+                columns.push(self.options.columns.get(*role).map_or(name, String::as_str));
             }
         }
         let word = if columns.len() == 1 { "column" } else { "columns" };
@@ -234,16 +255,17 @@ fn convincing(layout: Layout, value: &Value) -> bool {
 fn unknown(row: &Map<String, Value>, options: &ReadOptions, at: &str, shapes: &[&Shape]) -> Error {
     let found: Vec<&str> = row.keys().map(String::as_str).collect();
     if let Some((role, column)) = options.columns.iter().find(|(_, c)| !row.contains_key(*c)) {
-        let what = format!("columns.{role} names `{column}`; the columns found are {}", found.join(", "));
+        let what =
+            format!("columns.{role} names `{column}`; the columns found are {}", found.join(", "));
         return Error::input(at, what).hint(nearest::suggest(column, found));
     }
     let found = if found.is_empty() { "none".to_owned() } else { found.join(", ") };
     let lists = ["messages", "conversations", "conversation"];
-    if let Some((name, value)) = row.iter().find(|(k, _)| lists.contains(&k.as_str())) {
-        if options.layout.is_none_or(|l| matches!(l, Layout::Messages | Layout::ShareGpt)) {
-            let what = format!("column {name}: expected a list of messages, found {}", describe(value));
-            return Error::input(at, what);
-        }
+    if let Some((name, value)) = row.iter().find(|(k, _)| lists.contains(&k.as_str()))
+        && options.layout.is_none_or(|l| matches!(l, Layout::Messages | Layout::ShareGpt))
+    {
+        let what = format!("column {name}: expected a list of messages, found {}", describe(value));
+        return Error::input(at, what);
     }
     let known: Vec<String> = shapes
         .iter()

@@ -6,7 +6,8 @@ use super::{Parts, cells::Cells, recognise::completion};
 
 pub(super) fn read(cells: &mut Cells, form: Option<Form>) -> Result<Parts> {
     if form == Some(Form::Chat) {
-        return Err(cells.error("form = \"chat\" needs to know who speaks; plain text does not say")
+        return Err(cells
+            .error("form = \"chat\" needs to know who speaks; plain text does not say")
             .hint("remove form, or name prompt and completion columns"));
     }
     let text = cells.text("text")?.unwrap_or_default();

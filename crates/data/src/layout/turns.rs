@@ -73,7 +73,9 @@ fn turn(item: Value) -> std::result::Result<Turn, Refusal> {
     };
     let said = match message.shift_remove(style) {
         Some(Value::String(role)) => role,
-        Some(other) => return refuse(format!("{style}: expected text, found {}", describe(&other))),
+        Some(other) => {
+            return refuse(format!("{style}: expected text, found {}", describe(&other)));
+        }
         None => return refuse(format!("{style} is missing")),
     };
     if said.trim().is_empty() {
@@ -86,7 +88,10 @@ fn turn(item: Value) -> std::result::Result<Turn, Refusal> {
         None if style == "role" => said,
         None => {
             let names: Vec<&str> = SYNONYMS.iter().map(|(name, _)| *name).collect();
-            return Err((format!("unknown role `{said}`"), Some(format!("known: {}", names.join(", ")))));
+            return Err((
+                format!("unknown role `{said}`"),
+                Some(format!("known: {}", names.join(", "))),
+            ));
         }
     };
     let value = message.shift_remove(content).unwrap_or(Value::Null);

@@ -15,7 +15,8 @@ pub fn concat(name: &str, mut tables: Vec<Table>) -> Table {
     let layout = if same {
         tables.first().map(|t| t.layout.clone()).unwrap_or_default()
     } else {
-        let each: Vec<String> = tables.iter().map(|t| format!("{}: {}", t.name, t.layout)).collect();
+        let each: Vec<String> =
+            tables.iter().map(|t| format!("{}: {}", t.name, t.layout)).collect();
         each.join("; ")
     };
     Table {

@@ -36,7 +36,10 @@ pub(super) fn read(source: &mut Source, delimiter: u8, intake: &mut Intake) -> R
         counted = start;
         let end = usize::try_from(reader.position().byte()).unwrap_or(bytes.len()).min(bytes.len());
         if end == bytes.len() && open_quote(&text[start..end], &record) {
-            return Err(Error::input(source.at(line), "a quoted cell that begins here is never closed"));
+            return Err(Error::input(
+                source.at(line),
+                "a quoted cell that begins here is never closed",
+            ));
         }
         let Some(names) = &names else {
             names = Some(header(&record, source, line)?);
@@ -51,7 +54,8 @@ pub(super) fn read(source: &mut Source, delimiter: u8, intake: &mut Intake) -> R
             .hint("a cell that holds the delimiter or a line end must stand in double quotes"));
         }
         let cells = names.iter().zip(&record);
-        let row: Map<String, Value> = cells.map(|(name, cell)| (name.clone(), cell.into())).collect();
+        let row: Map<String, Value> =
+            cells.map(|(name, cell)| (name.clone(), cell.into())).collect();
         intake.row(line, row)?;
     }
     Ok(())

@@ -32,10 +32,12 @@ pub(super) fn read(source: &mut Source, intake: &mut Intake) -> Result<()> {
     if rest.trim_ascii().is_empty() {
         return object(row, intake);
     }
-    if text[..end].trim_ascii().contains('\n') || !rest.trim_start_matches([' ', '\t', '\r']).starts_with('\n') {
-        let error = serde_json::from_str::<Value>(&text).err().unwrap_or_else(|| {
-            serde_json::Error::custom("trailing characters")
-        });
+    if text[..end].trim_ascii().contains('\n')
+        || !rest.trim_start_matches([' ', '\t', '\r']).starts_with('\n')
+    {
+        let error = serde_json::from_str::<Value>(&text)
+            .err()
+            .unwrap_or_else(|| serde_json::Error::custom("trailing characters"));
         return Err(bad(&text, intake, &error));
     }
     lines(&text, intake)
@@ -94,7 +96,8 @@ fn object(row: Map<String, Value>, intake: &mut Intake) -> Result<()> {
     if intake.knows(&row) {
         return intake.row(1, row);
     }
-    let arrays: Vec<&str> = row.iter().filter(|(_, v)| of_objects(v)).map(|(k, _)| k.as_str()).collect();
+    let arrays: Vec<&str> =
+        row.iter().filter(|(_, v)| of_objects(v)).map(|(k, _)| k.as_str()).collect();
     let wrapper = match arrays.as_slice() {
         [one] => (*one).to_owned(),
         // Not a wrapper: let the layout say what it expected of a row.

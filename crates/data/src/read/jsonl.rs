@@ -60,7 +60,10 @@ fn object(name: &str, line: usize, bytes: &[u8]) -> Result<Map<String, Value>> {
 }
 
 pub(super) fn not_an_object(at: String, found: &Value) -> Error {
-    Error::input(at, format!("expected an object with one key per column, found {}", describe(found)))
+    Error::input(
+        at,
+        format!("expected an object with one key per column, found {}", describe(found)),
+    )
 }
 
 /// The error at `line` (the physical line on which `text` stands): column, expectation, what is there.
@@ -70,7 +73,8 @@ pub(super) fn bad_json(name: &str, line: usize, text: &str, error: &serde_json::
         said.truncate(cut);
     }
     // serde_json counts bytes from 1; people count characters.
-    let mut byte = error.column().saturating_sub(1).min(text.len());
+    let end = text.trim_ascii_end().len();
+    let mut byte = if error.is_eof() { end } else { error.column().saturating_sub(1).min(end) };
     while !text.is_char_boundary(byte) {
         byte -= 1;
     }

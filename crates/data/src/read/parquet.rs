@@ -3,25 +3,63 @@
 //! A key that is null in a nested struct is left out: writers give every struct of a column the same
 //! keys, so that null there means "has no such key". NaN and infinities, which JSON lacks, are null.
 
-use std::{fs::File, path::Path};
+use std::{
+    cell::Cell,
+    fs::File,
+    panic::{self, AssertUnwindSafe},
+    path::Path,
+    sync::Once,
+};
 
+use ::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use arrow_array::{Array, cast::AsArray, types::*};
 use arrow_schema::{DataType, TimeUnit};
 use luthier_core::{Error, Result};
-use ::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::{Map, Number, Value};
 
 use super::intake::Intake;
 
 const BATCH_ROWS: usize = 1024;
 
+thread_local! {
+    /// Whether this thread is inside the decoder, whose panics become errors and are not printed.
+    static DECODING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Reads a file that may be damaged or hostile: the parquet crate asserts some of what a file says
+/// about itself, and those panics are the file's fault.
 pub(super) fn read(path: &Path, intake: &mut Intake) -> Result<()> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            if !DECODING.get() {
+                before(info);
+            }
+        }));
+    });
+    DECODING.set(true);
+    // After a panic the intake is only dropped, so it does not matter in which state it is.
+    let outcome = panic::catch_unwind(AssertUnwindSafe(|| decode(path, intake)));
+    DECODING.set(false);
+    outcome.unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<String>().map(String::as_str);
+        let said =
+            said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given");
+        let what = format!("not readable as parquet: {said}");
+        Err(Error::input(path.display().to_string(), what)
+            .hint("the file is damaged; fetch it again"))
+    })
+}
+
+fn decode(path: &Path, intake: &mut Intake) -> Result<()> {
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
     if file.metadata().map_err(|e| Error::io(path, e))?.len() == 0 {
         return Err(Error::input(path.display().to_string(), "the file is empty"));
     }
     let bad = |row: usize, error: &dyn std::fmt::Display| {
-        let at = if row == 0 { path.display().to_string() } else { format!("{}:{row}", path.display()) };
+        let at =
+            if row == 0 { path.display().to_string() } else { format!("{}:{row}", path.display()) };
         Error::input(at, format!("not readable as parquet: {error}"))
     };
     let batches = ParquetRecordBatchReaderBuilder::try_new(file)
@@ -112,9 +150,12 @@ fn cell(array: &dyn Array, i: usize) -> std::result::Result<Value, String> {
         }
         DataType::Dictionary(_, _) => {
             let dictionary = array.as_any_dictionary();
-            let key = cell(dictionary.keys(), i)?.as_u64().and_then(|key| usize::try_from(key).ok());
+            let key =
+                cell(dictionary.keys(), i)?.as_u64().and_then(|key| usize::try_from(key).ok());
             match key {
-                Some(key) if key < dictionary.values().len() => cell(dictionary.values().as_ref(), key)?,
+                Some(key) if key < dictionary.values().len() => {
+                    cell(dictionary.values().as_ref(), key)?
+                }
                 _ => return Err("a dictionary key that is out of range".to_owned()),
             }
         }
@@ -130,13 +171,18 @@ fn cell(array: &dyn Array, i: usize) -> std::result::Result<Value, String> {
         DataType::Timestamp(TimeUnit::Nanosecond, _) => {
             moment!(TimestampNanosecondType, value_as_datetime)
         }
-        DataType::Decimal128(_, _) => array.as_primitive::<Decimal128Type>().value_as_string(i).into(),
+        DataType::Decimal128(_, _) => {
+            array.as_primitive::<Decimal128Type>().value_as_string(i).into()
+        }
         other => return Err(format!("luthier does not read parquet's type {other}")),
     })
 }
 
 fn list(items: &dyn Array) -> std::result::Result<Value, String> {
-    (0..items.len()).map(|j| cell(items, j)).collect::<std::result::Result<_, _>>().map(Value::Array)
+    (0..items.len())
+        .map(|j| cell(items, j))
+        .collect::<std::result::Result<_, _>>()
+        .map(Value::Array)
 }
 
 fn bytes(bytes: &[u8]) -> std::result::Result<Value, String> {

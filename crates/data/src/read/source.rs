@@ -158,6 +158,10 @@ pub(super) fn not_utf8(at: String, line: &[u8], offset: usize) -> Error {
         None => "not UTF-8".to_owned(),
     };
     let utf16 = line.starts_with(b"\xff\xfe") || line.starts_with(b"\xfe\xff");
-    let hint = if utf16 { "the file looks like UTF-16; save it as UTF-8" } else { "save the file as UTF-8" };
+    let hint = if utf16 {
+        "the file looks like UTF-16; save it as UTF-8"
+    } else {
+        "save the file as UTF-8"
+    };
     Error::input(at, what).hint(hint)
 }

@@ -26,17 +26,11 @@ impl Source for PolicySource<'_> {
     }
 
     fn step(&mut self, step: &Step) -> Result<Vec<f32>> {
-        let (rows, model) = (&step.rows, &self.policy.model);
+        let rows = &step.rows;
         self.cache.select(step.slots_b.to_vec());
         let mut ctx = Ctx::new(&self.policy.hooks, rows.clone(), step.ids_n);
         ctx.cache = Some(&mut self.cache);
-        // Like `Policy::hidden`, but nothing is ever differentiated here: cut from the graph block
-        // by block, a policy with learned parts keeps one block's intermediates, not all.
-        let mut h_nd = model.embed(step.ids_n, &mut ctx)?;
-        for layer in 0..model.n_layers() {
-            h_nd = model.block(layer, h_nd.detach(), &mut ctx)?;
-        }
-        self.cache.advance((0..rows.b()).map(|row| rows.range(row).len()));
+        let h_nd = self.policy.hidden(&mut ctx)?;
         let last_b: Vec<u32> = rows.offsets[1..].iter().map(|end| *end as u32 - 1).collect();
         let h_bd =
             h_nd.index_select(&Tensor::from_slice(&last_b, last_b.len(), h_nd.device())?, 0)?;
@@ -45,8 +39,8 @@ impl Source for PolicySource<'_> {
         let at = |i: usize| rows.positions_n[last_b[i] as usize] as usize;
         let head_rows = Arc::new(Rows::new(&vec![1; last_b.len()], at));
         let mut ctx = Ctx::new(&self.policy.hooks, head_rows, &ids_b);
-        let logits_bv = model.unembed(&h_bd.detach(), &mut ctx)?;
-        Ok(logits_bv.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
+        let logits_bv = self.policy.model.unembed(&h_bd, &mut ctx)?;
+        Ok(logits_bv.detach().to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
     }
 
     fn free(&mut self, slot: usize) {

@@ -49,12 +49,6 @@ impl ModelConfig {
         let heads = size("attention.head_count")?;
         let equal = hidden.checked_div(heads).unwrap_or(0);
         let head_dim = opt_size("attention.key_length")?.unwrap_or(equal);
-        for other in ["attention.value_length", "rope.dimension_count"] {
-            if let Some(got) = opt_size(other)?.filter(|n| *n != head_dim) {
-                let what = format!("{}: expected the head width {head_dim}, got {got}", key(other));
-                return Err(Error::input(&at, what));
-            }
-        }
         let max_positions = size("context_length")?;
         let qkv_bias = has("blk.0.attn_q.bias");
         let o_bias = has("blk.0.attn_output.bias");
@@ -109,6 +103,12 @@ impl ModelConfig {
             return Err(Error::input(&at, what));
         }
         config.check(&at)?;
+        for other in ["attention.value_length", "rope.dimension_count"] {
+            if let Some(got) = opt_size(other)?.filter(|n| *n != head_dim) {
+                let what = format!("{}: expected the head width {head_dim}, got {got}", key(other));
+                return Err(Error::input(&at, what));
+            }
+        }
         config.forget_impossible_ids(&at);
         Ok(config)
     }

@@ -106,7 +106,8 @@ impl ModelConfig {
             tied: keys.flag("tie_word_embeddings", defaults.tied)?,
             qkv_bias,
             o_bias,
-            mlp_bias: matches!(arch, Arch::Llama | Arch::SmolLM3) && keys.flag("mlp_bias", false)?,
+            mlp_bias: matches!(arch, Arch::Llama | Arch::SmolLM3)
+                && keys.flag("mlp_bias", false)?,
             qk_norm: arch == Arch::Qwen3,
             bos: keys.ids("bos_token_id", defaults.bos)?.first().copied(),
             eos: keys.ids("eos_token_id", defaults.eos)?,
@@ -160,7 +161,8 @@ fn refuse_unsupported(keys: &Keys) -> Result<()> {
     }
     if let Some(q) = keys.get("quantization_config") {
         let method = q.get("quant_method").and_then(Value::as_str).unwrap_or("unknown method");
-        let what = format!("the weights are quantised ({method}), which luthier does not read here");
+        let what =
+            format!("the weights are quantised ({method}), which luthier does not read here");
         return Err(Error::input(&keys.at, what)
             .hint("take the unquantised folder, or a GGUF file for a quantised model"));
     }

@@ -117,7 +117,12 @@ impl Rope {
             Scaling::Linear { factor } => {
                 json!({"factor": factor, "rope_theta": theta, "rope_type": "linear"})
             }
-            Scaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
+            Scaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_positions,
+            } => {
                 json!({
                     "factor": factor,
                     "high_freq_factor": high_freq_factor,

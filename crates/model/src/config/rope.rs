@@ -79,7 +79,12 @@ impl Rope {
             Scaling::Factors(divisors) => {
                 (plain.zip(divisors).map(|(f, divisor)| f / divisor).collect(), 1.0)
             }
-            Scaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
+            Scaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_positions,
+            } => {
                 let original = *original_max_positions as f64;
                 let (low, high) = (*low_freq_factor, *high_freq_factor);
                 let (longest, shortest) = ((original / high) as f32, (original / low) as f32);
@@ -159,7 +164,12 @@ impl Rope {
                 };
             }
             Scaling::Linear { factor } => (*factor, 1),
-            Scaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
+            Scaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_positions,
+            } => {
                 if !(*low_freq_factor > 0.0 && high_freq_factor > low_freq_factor) {
                     return bad(format!(
                         "rope scaling: expected 0 < low_freq_factor < high_freq_factor, got \
@@ -193,8 +203,7 @@ mod tests {
     use super::*;
 
     fn golden() -> serde_json::Value {
-        let path =
-            concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/rope_frequencies.json");
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/rope_frequencies.json");
         serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
     }
 

@@ -36,9 +36,11 @@ fn place(
 ) -> Result<Vec<TensorInfo>> {
     let alignment = match values.get("general.alignment") {
         None => 32,
-        Some(v) => v.as_uint().filter(|a| a.is_power_of_two() && *a <= 1 << 20).ok_or_else(|| {
-            Error::input(at, "key general.alignment: expected a power of two up to 1048576")
-        })?,
+        Some(v) => {
+            v.as_uint().filter(|a| a.is_power_of_two() && *a <= 1 << 20).ok_or_else(|| {
+                Error::input(at, "key general.alignment: expected a power of two up to 1048576")
+            })?
+        }
     };
     // `header_end` is at most the file's length, far from wrapping around.
     let start = header_end.next_multiple_of(alignment);

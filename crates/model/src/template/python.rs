@@ -52,6 +52,22 @@ pub fn float(x: f64) -> String {
     if plain.contains('.') { plain } else { plain + ".0" }
 }
 
+/// `is iterable`: Python cannot iterate over `None` or a number.
+pub fn is_iterable(value: &Value) -> bool {
+    !value.is_none() && value.try_iter().is_ok()
+}
+
+/// `is sequence`: in Python texts and dicts count, too.
+pub fn is_sequence(value: &Value) -> bool {
+    use ValueKind::{Bytes, Iterable, Map, Seq, String, Undefined};
+    matches!(value.kind(), Seq | Iterable | String | Map | Bytes | Undefined)
+}
+
+/// `is number`: in Python `True` is one.
+pub fn is_number(value: &Value) -> bool {
+    matches!(value.kind(), ValueKind::Number | ValueKind::Bool)
+}
+
 /// Python's methods: those that differ from or are missing in minijinja's own set, then that set.
 pub fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     let known = match value.kind() {

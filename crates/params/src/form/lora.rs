@@ -106,7 +106,8 @@ impl Lora {
             let ((i, o), Target { site, r, .. }) = (target.widths(), target);
             if *r == 0 || *r > i.min(o) {
                 let key = if *r == self.r { "r" } else { "rank_pattern" };
-                let what = format!("{}: expected a rank from 1 to {}, got {r}", site.name, i.min(o));
+                let what =
+                    format!("{}: expected a rank from 1 to {}, got {r}", site.name, i.min(o));
                 return Err(Error::input(format!("{KEY}.{key}"), what));
             }
             if self.bias && matches!(site.kind, SiteKind::Embed { .. }) {

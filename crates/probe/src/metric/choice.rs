@@ -106,7 +106,10 @@ mod tests {
         // Per character −1, −0.75, −1; per byte −1, −0.75, −0.5.
         let (logps, choices) = ([-2.0, -3.0, -4.0], ["no", "maya", "éééé"]);
         let judge = |answer| Choice::default().judge("q", &logps, &choices, answer).unwrap();
-        assert_eq!(judge(0), ChoiceVerdict { picked: 0, acc: true, acc_norm: false, acc_bytes: false });
+        assert_eq!(
+            judge(0),
+            ChoiceVerdict { picked: 0, acc: true, acc_norm: false, acc_bytes: false }
+        );
         assert!(judge(1).acc_norm && !judge(1).acc);
         assert!(judge(2).acc_bytes && judge(2).value(Measure::AccBytes) == 1.0);
     }

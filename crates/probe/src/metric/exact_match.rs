@@ -105,9 +105,12 @@ mod tests {
     fn gsm8k_answers_are_found_after_the_last_mark() {
         let metric = ExactMatch { extract: Extract::AfterHashes, ..ExactMatch::default() };
         let expected = "He sells 48/2 = <<48/2=24>>24 clips.\n#### 1,024";
-        for answer in
-            ["#### 1024", "so\n####1,024.", "#### 7\nno:\n#### $1,024\nThat is all.", "####  1024  "]
-        {
+        for answer in [
+            "#### 1024",
+            "so\n####1,024.",
+            "#### 7\nno:\n#### $1,024\nThat is all.",
+            "####  1024  ",
+        ] {
             assert!(right(metric, answer, expected), "{answer}");
             assert!(right(metric, answer, "1024"), "{answer}");
         }

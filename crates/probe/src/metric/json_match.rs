@@ -38,7 +38,11 @@ impl Fields {
     /// Right fields among all that were expected or given.
     pub fn accuracy(&self) -> f64 {
         let all = self.right.len() + self.wrong.len() + self.missing.len() + self.extra.len();
-        if all == 0 { f64::from(u8::from(self.parsed)) } else { self.right.len() as f64 / all as f64 }
+        if all == 0 {
+            f64::from(u8::from(self.parsed))
+        } else {
+            self.right.len() as f64 / all as f64
+        }
     }
 }
 
@@ -56,7 +60,9 @@ pub struct FieldCounts {
 }
 
 /// Counts by field name over a set of verdicts.
-pub fn field_counts<'a>(verdicts: impl IntoIterator<Item = &'a Verdict>) -> BTreeMap<String, FieldCounts> {
+pub fn field_counts<'a>(
+    verdicts: impl IntoIterator<Item = &'a Verdict>,
+) -> BTreeMap<String, FieldCounts> {
     let mut counts: BTreeMap<String, FieldCounts> = BTreeMap::new();
     for fields in verdicts.into_iter().filter_map(|v| v.fields.as_ref()) {
         let mut add = |names: &[String], slot: fn(&mut FieldCounts) -> &mut usize| {
@@ -72,11 +78,8 @@ pub fn field_counts<'a>(verdicts: impl IntoIterator<Item = &'a Verdict>) -> BTre
 
 /// Mean over answers of [`Fields::accuracy`]; `None` without structured answers.
 pub fn field_accuracy<'a>(verdicts: impl IntoIterator<Item = &'a Verdict>) -> Option<f64> {
-    let each: Vec<f64> = verdicts
-        .into_iter()
-        .filter_map(|v| v.fields.as_ref())
-        .map(Fields::accuracy)
-        .collect();
+    let each: Vec<f64> =
+        verdicts.into_iter().filter_map(|v| v.fields.as_ref()).map(Fields::accuracy).collect();
     (!each.is_empty()).then(|| each.iter().sum::<f64>() / each.len() as f64)
 }
 
@@ -209,7 +212,9 @@ mod tests {
     #[test]
     fn malformed_answers_are_wrong_and_never_an_error() {
         let deep = "[".repeat(100_000);
-        for answer in ["{", "{\"a\":1}}", "nul", "```json", "``````", "\u{0}", "{'a':1}", &deep, "```木"] {
+        for answer in
+            ["{", "{\"a\":1}}", "nul", "```json", "``````", "\u{0}", "{'a':1}", &deep, "```木"]
+        {
             let verdict = JsonMatch {}.judge(answer, r#"{"a": 1, "b": 2}"#);
             let fields = verdict.fields.unwrap();
             assert_eq!((verdict.value, fields.parsed), (0.0, false), "{answer:.20}");
@@ -224,7 +229,10 @@ mod tests {
         let verdict = JsonMatch {}.judge(answer, expected);
         let fields = verdict.fields.clone().unwrap();
         assert_eq!(fields.right, ["note", "to"]);
-        assert_eq!((fields.wrong, fields.missing), (vec!["at.day".into()], vec!["at.hour".to_string()]));
+        assert_eq!(
+            (fields.wrong, fields.missing),
+            (vec!["at.day".into()], vec!["at.hour".to_string()])
+        );
         assert_eq!(fields.extra, ["cc"]);
         let whole = JsonMatch {}.judge(expected, expected);
         let mean = field_accuracy([&verdict, &whole]).unwrap();

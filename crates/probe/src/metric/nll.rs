@@ -9,7 +9,7 @@ use std::borrow::Borrow;
 use luthier_core::{Batch, Ctx, Error, Head, Logits, Policy, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::stats::Bootstrap;
+use crate::stats::{Bootstrap, Interval, Score};
 
 /// The metric, which has no options.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,10 +53,15 @@ impl NllReport {
         let weights: Vec<f64> = rows.iter().map(|row| row.weight).collect();
         let ci95 = bootstrap.ratio(&sums, &weights)?.map(f64::exp);
         let nll = sums.iter().sum::<f64>() / weights.iter().sum::<f64>();
-        let row_mean =
-            rows.iter().map(|row| row.sum / row.weight).sum::<f64>() / rows.len() as f64;
+        let row_mean = rows.iter().map(|row| row.sum / row.weight).sum::<f64>() / rows.len() as f64;
         let tokens = rows.iter().map(|row| row.tokens).sum();
         Ok(NllReport { nll, perplexity: nll.exp(), ci95, row_mean, n: rows.len(), tokens })
+    }
+
+    /// The perplexity in the form of every other metric.
+    pub fn score(&self) -> Score {
+        let (metric, interval) = ("perplexity".to_string(), Interval::Bootstrap);
+        Score { metric, value: self.perplexity, n: self.n, ci95: self.ci95, interval }
     }
 }
 
@@ -82,13 +87,7 @@ fn batch_nll(policy: &Policy, batch: &Batch) -> Result<Vec<RowNll>> {
     batch.check_vocab(model.vocab())?;
     let index_m = batch.trained_m();
     let mut ctx = Ctx::new(&policy.hooks, batch.rows.clone(), &batch.ids_n);
-    // Like `Policy::hidden`, but nothing is differentiated here: cut from the graph block by
-    // block, a policy with learned parts keeps one block's intermediates, not all.
-    let mut h_nd = model.embed(&batch.ids_n, &mut ctx)?;
-    for layer in 0..model.n_layers() {
-        h_nd = model.block(layer, h_nd.detach(), &mut ctx)?;
-    }
-    let h_nd = h_nd.detach();
+    let h_nd = policy.hidden(&mut ctx)?;
     let mut head = Head { model, h_nd: &h_nd, ctx: &mut ctx };
     let mut logp_m: Vec<f32> = Vec::with_capacity(index_m.len());
     for chunk in index_m.chunks(HEAD_TOKENS) {
@@ -108,8 +107,9 @@ fn batch_nll(policy: &Policy, batch: &Batch) -> Result<Vec<RowNll>> {
         }
         let at = format!("example {}", example + 1);
         if row.weight <= 0.0 {
-            return Err(Error::input(at, "has no token to measure")
-                .hint("all of its token weights are 0"));
+            return Err(
+                Error::input(at, "has no token to measure").hint("all of its token weights are 0")
+            );
         }
         if !row.sum.is_finite() {
             return Err(Error::failed(at, format!("its log-likelihood is {}", -row.sum)));

@@ -33,7 +33,8 @@ impl Bootstrap {
     /// 95 % interval of the mean.
     pub fn mean(&self, values: &[f64]) -> Result<[f64; 2]> {
         let n = values.len() as f64;
-        let means = self.resample(values.len(), |draws| draws.map(|i| values[i]).sum::<f64>() / n)?;
+        let means =
+            self.resample(values.len(), |draws| draws.map(|i| values[i]).sum::<f64>() / n)?;
         Ok(interval(means))
     }
 

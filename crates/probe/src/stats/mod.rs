@@ -91,7 +91,8 @@ impl Comparison {
     pub fn of(metric: &str, before: &[f64], after: &[f64], bootstrap: &Bootstrap) -> Result<Self> {
         let n = before.len();
         if n != after.len() {
-            let what = format!("a paired test needs the same examples, got {n} and {}", after.len());
+            let what =
+                format!("a paired test needs the same examples, got {n} and {}", after.len());
             return Err(Error::input(metric, what)
                 .hint("evaluate both models on the same file and with the same limit"));
         }

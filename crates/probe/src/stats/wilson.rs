@@ -9,7 +9,10 @@ pub fn wilson(successes: usize, n: usize) -> [f64; 2] {
     let (p, z2) = (k / n, Z95 * Z95);
     let centre = (p + z2 / (2.0 * n)) / (1.0 + z2 / n);
     let half = Z95 * (p * (1.0 - p) / n + z2 / (4.0 * n * n)).sqrt() / (1.0 + z2 / n);
-    [(centre - half).max(0.0), (centre + half).min(1.0)]
+    // At the ends the bound is exactly 0 or 1; the formula reaches it only up to rounding.
+    let low = if successes == 0 { 0.0 } else { centre - half };
+    let high = if k == n { 1.0 } else { centre + half };
+    [low, high]
 }
 
 #[cfg(test)]

@@ -29,7 +29,10 @@ fn fate(answer: &Answer) -> Fate {
     }
 }
 
-/// The list; the filter appears when there is something to tell apart.
+/// How many answers are shown before the reader asks for all.
+const FEW: usize = 6;
+
+/// The list; the filter appears when there is something to choose.
 pub fn answers(all: &[Answer]) -> String {
     let counted: Vec<(&str, &str, usize)> = FATES
         .iter()
@@ -37,14 +40,25 @@ pub fn answers(all: &[Answer]) -> String {
         .filter(|c| c.2 > 0)
         .collect();
     let mut out = String::from("<div class=\"answers\">");
+    let long = all.len() > FEW + 2;
+    if long {
+        out += &choice("few", "a few", true);
+    }
+    if long || counted.len() > 1 {
+        out += &choice("all", &format!("all {}", all.len()), !long);
+    }
     if counted.len() > 1 {
-        out += &choice("all", &format!("all {}", all.len()), true);
         for (class, name, n) in &counted {
             out += &choice(class, &format!("{name} {n}"), false);
         }
     }
+    // The first failures are always among the few: they are what one learns from.
+    let mut failures = 0;
     for (i, answer) in all.iter().enumerate() {
-        out += &card(i + 1, answer);
+        let failed = matches!(fate(answer), Fate::Wrong | Fate::Broken);
+        failures += usize::from(failed);
+        let later = long && i >= FEW && !(failed && failures <= 2);
+        out += &card(i + 1, answer, later);
     }
     out + "</div>"
 }
@@ -57,10 +71,11 @@ fn choice(class: &str, name: &str, checked: bool) -> String {
     )
 }
 
-fn card(number: usize, a: &Answer) -> String {
+fn card(number: usize, a: &Answer, later: bool) -> String {
     let class = FATES.iter().find(|f| f.0 == fate(a)).map_or("", |f| f.1);
+    let later = if later { " later" } else { "" };
     let mut out = format!(
-        "<article class=\"card {class}\"><header><b>{number}</b><p dir=\"auto\">{}</p></header><div \
+        "<article class=\"card {class}{later}\"><header><b>{number}</b><p dir=\"auto\">{}</p></header><div \
          class=\"columns\">",
         escape(&a.prompt)
     );
@@ -95,11 +110,20 @@ fn column(name: &str, right: Option<bool>, text: &str) -> String {
 /// little with it is left plain: marking all of it would say nothing.
 fn marked(text: &str, wanted: &str) -> String {
     let (t, w): (Vec<char>, Vec<char>) = (text.chars().collect(), wanted.chars().collect());
-    let head = t.iter().zip(&w).take_while(|(a, b)| a == b).count();
+    let mut head = t.iter().zip(&w).take_while(|(a, b)| a == b).count();
     let room = t.len().min(w.len()) - head;
-    let tail = t.iter().rev().zip(w.iter().rev()).take(room).take_while(|(a, b)| a == b).count();
+    let mut tail =
+        t.iter().rev().zip(w.iter().rev()).take(room).take_while(|(a, b)| a == b).count();
     if t == w || 2 * (head + tail) < w.len().max(t.len()) {
         return escape(text);
+    }
+    // Whole words are marked: half of one would only puzzle.
+    let word = |i: usize| t.get(i).is_some_and(|c| c.is_alphanumeric());
+    while head > 0 && word(head - 1) {
+        head -= 1;
+    }
+    while tail > 0 && word(t.len() - tail) {
+        tail -= 1;
     }
     let part = |range: std::ops::Range<usize>| escape(&t[range].iter().collect::<String>());
     let middle = part(head..t.len() - tail);
@@ -114,9 +138,9 @@ mod tests {
 
     #[test]
     fn the_stretch_that_differs_is_marked() {
-        assert_eq!(marked("{\"a\": 12}", "{\"a\": 13}"), "{&quot;a&quot;: 1<mark>2</mark>}");
-        assert_eq!(marked("abcdef", "abcXdef"), "abc<mark>▁</mark>def");
-        assert_eq!(marked("aa", "aaa"), "aa<mark>▁</mark>");
+        assert_eq!(marked("{\"a\": 12}", "{\"a\": 13}"), "{&quot;a&quot;: <mark>12</mark>}");
+        assert_eq!(marked("[1, 2]", "[1, X, 2]"), "[1, <mark>2</mark>]");
+        assert_eq!(marked("(a)()", "(a)(-)"), "(a)(<mark>▁</mark>)");
         assert_eq!(marked("Sure! Here is <b>", "{}"), "Sure! Here is &lt;b&gt;");
         assert_eq!(marked("same", "same"), "same");
         assert_eq!(marked("", ""), "");

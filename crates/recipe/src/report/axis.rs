@@ -52,8 +52,23 @@ impl Axis {
         if place.is_finite() { place.clamp(0.0, 1.0) } else { 0.0 }
     }
 
-    /// What the ticks say, all with the same number of digits after the point.
+    /// What the ticks say. Small numbers are written as multiples of a power of ten.
     pub fn labels(&self) -> Vec<String> {
+        let top = self.ticks.iter().fold(0.0f64, |a, t| a.max(t.abs()));
+        if self.log || top == 0.0 || top >= 0.01 {
+            return self.plain_labels();
+        }
+        let power = (top.log10() + 1e-9).floor();
+        let unit = 10f64.powf(power);
+        let ticks = self.ticks.iter().map(|t| t / unit).collect();
+        let scaled = Axis { ticks, ..self.clone() };
+        let raised = super::words::superscript(&format!("{power}"));
+        let zip = scaled.plain_labels().into_iter().zip(&self.ticks);
+        zip.map(|(l, t)| if *t == 0.0 { "0".into() } else { format!("{l}·10{raised}") }).collect()
+    }
+
+    /// All with the same number of digits after the point.
+    fn plain_labels(&self) -> Vec<String> {
         if self.log {
             return self.ticks.iter().map(|t| super::words::number(*t)).collect();
         }
@@ -153,6 +168,7 @@ mod tests {
         assert_eq!(Axis::round(0.0, 10.0, 4).labels(), ["0.0", "2.5", "5.0", "7.5", "10.0"]);
         assert_eq!(Axis::round(0.0, 4000.0, 2).labels(), ["0", "2,000", "4,000"]);
         assert_eq!(Axis::round(-0.02, 0.0, 2).labels(), ["−0.02", "−0.01", "0.00"]);
+        assert_eq!(Axis::round(0.0, 1e-3, 2).labels(), ["0", "0.5·10⁻³", "1.0·10⁻³"]);
         assert_eq!(Axis::log(0.01, 3.0).ticks.len(), 3);
     }
 }

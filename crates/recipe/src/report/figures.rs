@@ -25,7 +25,7 @@ pub fn training(data: &ReportData) -> Option<String> {
         let (least, most) =
             (finite().fold(f64::INFINITY, f64::min), finite().fold(f64::NEG_INFINITY, f64::max));
         out += "<figure><figcaption><b>Loss</b> <span class=\"key\"><i class=\"k-raw\"></i>each \
-                step <i class=\"k-line\"></i>running mean";
+                step <i class=\"k-line\"></i>smoothed";
         if dots.is_some() {
             out += " <i class=\"k-dot\"></i>evaluation";
         }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     axis::ticks,
     data::SiteChange,
-    words::{escape, number, percent},
+    words::{escape, percent, percent_even},
 };
 
 const CELL: f64 = 24.0;
@@ -115,8 +115,8 @@ impl<'a> Grid<'a> {
 pub fn maps(changes: &[SiteChange]) -> String {
     let norms = Grid::new(changes, |c| Some(c.relative_norm));
     let ranks = Grid::new(changes, |c| c.effective_rank);
-    let norms = norms.map(|g| g.svg("relative change", percent));
-    let ranks = ranks.map(|g| g.svg("effective rank of the change", number));
+    let norms = norms.map(|g| g.svg("relative change", percent_even));
+    let ranks = ranks.map(|g| g.svg("effective rank of the change", |r| format!("{r:.1}")));
     let mut out = match (norms, ranks) {
         (Some(norms), Some(ranks)) => format!(
             "<div class=\"switch\"><input type=\"radio\" name=\"heat\" id=\"heat-a\" checked><label \
@@ -144,7 +144,7 @@ fn table(changes: &[SiteChange]) -> String {
     }
     let say = |c: &SiteChange| {
         let rank = c.effective_rank.map(|r| format!(" <small>{r:.1}</small>"));
-        format!("{}{}", percent(c.relative_norm), rank.unwrap_or_default())
+        format!("{}{}", percent_even(c.relative_norm), rank.unwrap_or_default())
     };
     let ranked = changes.iter().any(|c| c.effective_rank.is_some());
     let mut rows = String::new();
@@ -179,9 +179,9 @@ fn table(changes: &[SiteChange]) -> String {
 
 /// Where the most and the least changed, in a sentence.
 pub fn sentence(changes: &[SiteChange]) -> String {
-    let finite = || changes.iter().filter(|c| c.relative_norm.is_finite());
+    let moved = || changes.iter().filter(|c| c.relative_norm.is_finite() && c.relative_norm > 0.0);
     let by = |a: &&SiteChange, b: &&SiteChange| a.relative_norm.total_cmp(&b.relative_norm);
-    let (Some(most), Some(least)) = (finite().max_by(by), finite().min_by(by)) else {
+    let (Some(most), Some(least)) = (moved().max_by(by), moved().min_by(by)) else {
         return String::new();
     };
     let name = |c: &SiteChange| match c.layer {

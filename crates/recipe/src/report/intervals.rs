@@ -3,7 +3,7 @@
 use super::{
     axis::Axis,
     data::{Field, Measured},
-    words::{THIN, escape, number, percent, percent_digits, plural},
+    words::{THIN, escape, number_like, percent, percent_digits_even, percent_even, plural},
 };
 
 /// A row's height and where its scale runs inside it, in pixels.
@@ -64,10 +64,10 @@ pub fn intervals(rows: &[Row], plain: bool, what: &str) -> String {
     frame(&svg, rows.len(), &format!("{what}, before and after, with 95 % intervals"))
 }
 
-/// A number with its interval: `95 % (90–98)`.
+/// A number with its interval: `95.0 % (90.0 – 98.0)`.
 pub fn said(m: &Measured, plain: bool) -> String {
-    let show = |v: f64| if plain { number(v) } else { percent(v) };
-    let bare = |v: f64| if plain { number(v) } else { percent_digits(v) };
+    let show = |v: f64| if plain { number_like(v, m.value) } else { percent_even(v) };
+    let bare = |v: f64| if plain { number_like(v, m.value) } else { percent_digits_even(v) };
     match m.interval() {
         Some([lo, hi]) => format!("{} ({}{THIN}–{THIN}{})", show(m.value), bare(lo), bare(hi)),
         None => show(m.value),
@@ -82,7 +82,7 @@ pub fn dumbbells(fields: &[Field]) -> String {
         let top = i as f64 * ROW;
         let y = top + TRACK;
         let both: Vec<String> =
-            [field.before, field.after].into_iter().flatten().map(percent).collect();
+            [field.before, field.after].into_iter().flatten().map(percent_even).collect();
         let n = field
             .n
             .map(|n| format!(" <tspan class=\"soft\">{}</tspan>", plural(n, "item", "items")));
@@ -109,7 +109,7 @@ pub fn dumbbells(fields: &[Field]) -> String {
                      {class}: {}</title></circle>",
                     100.0 * axis.at(v),
                     escape(&field.name),
-                    percent(v),
+                    percent_even(v),
                 );
             }
         }

@@ -5,7 +5,7 @@
 
 use super::{
     axis::Axis,
-    words::{capital, escape, number, superscript},
+    words::{capital, escape, number},
 };
 
 /// Points drawn at most; more would not be seen.
@@ -19,7 +19,7 @@ pub struct Chart<'a> {
     pub curve: &'a [(u64, f64)],
     /// Single points with their name (`evaluation loss`).
     pub dots: Option<(&'a str, &'a [(u64, f64)])>,
-    /// Whether the curve is noisy: drawn lightly, with its running mean on top.
+    /// Whether the curve is noisy: drawn lightly, with a smoothed line on top.
     pub smooth: bool,
     /// Height in pixels.
     pub height: u32,
@@ -38,20 +38,17 @@ impl Chart<'_> {
         let dots: Vec<(u64, f64)> = self.dots.map_or(Vec::new(), |d| d.1.to_vec());
         let dots: Vec<(u64, f64)> = dots.into_iter().filter(|p| p.1.is_finite()).collect();
         let smooth = self.smooth && curve.len() >= 12;
-        let mean = if smooth { running_mean(&curve) } else { Vec::new() };
+        let mean = if smooth { smoothed(&curve) } else { Vec::new() };
         let shown = spread(&curve);
 
         let all = || curve.iter().chain(&dots).copied();
         let most = all().map(|p| p.1).fold(f64::NEG_INFINITY, f64::max);
         let least = all().map(|p| p.1).fold(f64::INFINITY, f64::min);
-        // Small numbers are written against a power of ten named at the axis.
-        let power = if most > 0.0 && most < 0.01 && !self.log { most.log10().floor() } else { 0.0 };
-        let unit = 10f64.powf(power);
         let y = if self.log {
             Axis::log(all().map(|p| p.1).filter(|v| *v > 0.0).fold(f64::INFINITY, f64::min), most)
         } else {
-            let rows = if self.height > 180 { 5 } else { 3 };
-            Axis::round(least.min(0.0) / unit, most / unit, rows)
+            let rows = if self.height > 180 { 5 } else { 2 };
+            Axis::round(least.min(0.0), most, rows)
         };
         let (first, last) = (
             all().map(|p| p.0).min().unwrap_or(0) as f64,
@@ -66,7 +63,7 @@ impl Chart<'_> {
         svg += "<svg viewBox=\"0 0 1000 1000\" preserveAspectRatio=\"none\" width=\"100%\" \
                 height=\"100%\" overflow=\"visible\">";
         let pick = |from: &[(u64, f64)]| -> String {
-            let at = |i: &usize| (x.at(from[*i].0 as f64), y.at(from[*i].1 / unit));
+            let at = |i: &usize| (x.at(from[*i].0 as f64), y.at(from[*i].1));
             path(shown.iter().map(at))
         };
         let class = if smooth { "line raw" } else { "line" };
@@ -80,21 +77,16 @@ impl Chart<'_> {
                 "<circle class=\"dot\" cx=\"{:.2}%\" cy=\"{:.2}%\" r=\"4\"><title>{} at step {step}: \
                  {}</title></circle>",
                 100.0 * x.at(*step as f64),
-                100.0 * (1.0 - y.at(value / unit)),
+                100.0 * (1.0 - y.at(*value)),
                 escape(&capital(self.dots.map_or("", |d| d.0))),
                 number(*value),
             );
         }
         svg += "</svg>";
-        let mut key = String::new();
-        if power != 0.0 {
-            let raised = superscript(&format!("{power}"));
-            key = format!("<span class=\"unit\">×10{raised}</span>");
-        }
         Some(format!(
-            "<div class=\"plot\" data-plot=\"{}\">{key}<svg role=\"img\" aria-label=\"{} over {} \
+            "<div class=\"plot\" data-plot=\"{}\"><svg role=\"img\" aria-label=\"{} over {} \
              steps, from {} to {}\" width=\"100%\" height=\"{}\">{svg}</div>",
-            escape(&self.points(&curve, &mean, &shown, &x, (&y, unit))),
+            escape(&self.points(&curve, &mean, &shown, &x, &y)),
             escape(&capital(self.name)),
             super::words::count(last as u64),
             number(curve[0].1),
@@ -111,16 +103,16 @@ impl Chart<'_> {
         mean: &[(u64, f64)],
         shown: &[usize],
         x: &Axis,
-        (y, unit): (&Axis, f64),
+        y: &Axis,
     ) -> String {
         let each = shown.iter().map(|i| {
             let (step, value) = curve[*i];
             let top = mean.get(*i).map_or(value, |m| m.1);
             let mut say = format!("step {step} · {}", number(value));
             if !mean.is_empty() {
-                say += &format!(" · mean {}", number(top));
+                say += &format!(" · smoothed {}", number(top));
             }
-            let height = 1.0 - y.at(top / unit);
+            let height = 1.0 - y.at(top);
             format!("[{:.4},{height:.4},\"{say}\"]", x.at(step as f64))
         });
         format!("[{}]", each.collect::<Vec<_>>().join(","))
@@ -162,23 +154,29 @@ fn path(points: impl Iterator<Item = (f64, f64)>) -> String {
     d
 }
 
-/// A mean over neighbouring steps, nearer ones counting more; it looks both ways, so the curve does
-/// not lag behind what it smooths.
-fn running_mean(curve: &[(u64, f64)]) -> Vec<(u64, f64)> {
-    let reach = (curve.len() / 25).max(2);
-    (0..curve.len())
-        .map(|i| {
-            let (mut sum, mut weight) = (0.0, 0.0);
-            // The window shrinks towards the ends so that it stays even on both sides.
-            let reach = reach.min(i).min(curve.len() - 1 - i);
-            for (j, point) in curve.iter().enumerate().take(i + reach + 1).skip(i - reach) {
-                let near = 1.0 - i.abs_diff(j) as f64 / (reach + 1) as f64;
-                sum += near * point.1;
-                weight += near;
-            }
-            (curve[i].0, sum / weight)
-        })
-        .collect()
+/// At every step the height of a straight line fitted to the neighbouring steps, nearer ones
+/// counting more. It looks both ways, so it does not lag, and it is not bent by the ends.
+fn smoothed(curve: &[(u64, f64)]) -> Vec<(u64, f64)> {
+    let reach = (curve.len() / 25).max(3);
+    let fit = |i: usize| {
+        let near = &curve[i.saturating_sub(reach)..curve.len().min(i + reach + 1)];
+        let start = i.saturating_sub(reach);
+        let (mut w, mut wx, mut wy, mut wxx, mut wxy) = (0.0, 0.0, 0.0, 0.0, 0.0);
+        let (mut least, mut most) = (f64::INFINITY, f64::NEG_INFINITY);
+        for (j, (_, y)) in near.iter().enumerate() {
+            let x = (start + j) as f64 - i as f64;
+            let weight = 1.0 - x.abs() / (reach + 1) as f64;
+            w += weight;
+            wx += weight * x;
+            wy += weight * y;
+            wxx += weight * x * x;
+            wxy += weight * x * y;
+            (least, most) = (least.min(*y), most.max(*y));
+        }
+        // Noise at an end must not send the line where no step was.
+        ((wy * wxx - wx * wxy) / (w * wxx - wx * wx)).clamp(least, most)
+    };
+    (0..curve.len()).map(|i| (curve[i].0, fit(i))).collect()
 }
 
 /// Which points to draw: all, or from each stretch the lowest and the highest, so that no spike
@@ -215,9 +213,9 @@ mod tests {
     }
 
     #[test]
-    fn the_mean_keeps_lines_straight_and_ends_in_place() {
+    fn smoothing_keeps_lines_straight_to_their_ends() {
         let line: Vec<(u64, f64)> = (0..100).map(|i| (i, 3.0 * i as f64)).collect();
-        for (a, b) in running_mean(&line).iter().zip(&line) {
+        for (a, b) in smoothed(&line).iter().zip(&line) {
             assert!((a.1 - b.1).abs() < 1e-9, "{a:?} {b:?}");
         }
     }

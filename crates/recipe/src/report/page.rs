@@ -51,6 +51,8 @@ fn head(data: &ReportData, title: &str) -> String {
         escape(title)
     );
     let lead = sentences(data, &Dress { name: escape, number: |n| format!("<b>{n}</b>") });
+    // An interval stays on one line.
+    let lead = lead.replace('–', "\u{2060}–\u{2060}");
     if !lead.is_empty() {
         out += &format!("<p class=\"lead\">{lead}</p>");
     }
@@ -129,7 +131,7 @@ fn foot(data: &ReportData) -> String {
         .iter()
         .any(|t| [t.before, t.after].into_iter().flatten().any(|m| m.ci95.is_some()));
     if intervals {
-        parts.push("intervals cover 95\u{202f}% of resamplings of the test items".into());
+        parts.push("intervals are 95\u{202f}% confidence intervals".into());
     }
     if parts.is_empty() {
         String::new()

@@ -148,13 +148,18 @@ fn files(data: &ReportData) -> String {
                 }
                 _ => String::new(),
             };
+            let hash = match f.sha256.as_str() {
+                "" => String::new(),
+                hash => format!(
+                    "<tr class=\"under\"><td colspan=\"6\" class=\"hash\">{}</td></tr>",
+                    escape(hash)
+                ),
+            };
             format!(
-                "<tr><th scope=\"row\">{}</th><td class=\"left\"><span class=\"code\">{}</span>\
-                 <span class=\"hash\">{}</span></td><td class=\"left\">{}</td><td>{}</td>\
-                 <td>{}</td><td>{}{share}</td></tr>",
+                "<tr class=\"pair\"><th scope=\"row\">{}</th><td class=\"left code\">{}</td><td \
+                 class=\"left\">{}</td><td>{}</td><td>{}</td><td>{}{share}</td></tr>{hash}",
                 escape(&f.role),
                 escape(&f.path),
-                escape(&f.sha256),
                 escape(&f.layout),
                 number(f.rows),
                 number(f.tokens),
@@ -164,7 +169,7 @@ fn files(data: &ReportData) -> String {
         .collect();
     format!(
         "<div class=\"wide\"><table><thead><tr><th scope=\"col\">for</th><th scope=\"col\" \
-         class=\"left\">file and SHA-256</th><th scope=\"col\" class=\"left\">layout</th><th \
+         class=\"left\">file, SHA-256</th><th scope=\"col\" class=\"left\">layout</th><th \
          scope=\"col\">rows</th><th scope=\"col\">tokens</th><th scope=\"col\">trained \
          tokens</th></tr></thead><tbody>{rows}</tbody></table></div>"
     )

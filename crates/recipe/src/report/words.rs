@@ -77,18 +77,50 @@ pub fn number(x: f64) -> String {
         let sign = if x < 0.0 { "−" } else { "" };
         return format!("{sign}{}", count(size.round() as u64));
     }
-    let digits = match size {
+    let digits = digits(size);
+    trim(format!("{x:.digits$}")).replace('-', "−")
+}
+
+/// `x` with as many digits after the point as `number` would compute for `like`, zeros kept: the
+/// ends of an interval beside their estimate.
+pub fn number_like(x: f64, like: f64) -> String {
+    if !x.is_finite() || like.abs() >= 1000.0 || (like != 0.0 && like.abs() < 1e-4) {
+        return number(x);
+    }
+    let digits = digits(like.abs());
+    format!("{x:.digits$}").replace('-', "−")
+}
+
+/// Digits after the point that matter for a number of this size.
+fn digits(size: f64) -> usize {
+    match size {
         s if s >= 100.0 => 0,
         s if s >= 10.0 => 1,
-        s if s >= 1.0 || s == 0.0 => 2,
+        s if s >= 1.0 || s == 0.0 || !s.is_finite() => 2,
         s => (2.0 - s.log10().floor()) as usize,
-    };
-    trim(format!("{x:.digits$}")).replace('-', "−")
+    }
 }
 
 /// A share of one in percent: `95 %`, `3.7 %`, `0.04 %`.
 pub fn percent(share: f64) -> String {
     format!("{}{THIN}%", percent_digits(share))
+}
+
+/// A share of one in percent with one digit after the point, for columns: `95.0 %`.
+pub fn percent_even(share: f64) -> String {
+    format!("{}{THIN}%", percent_digits_even(share))
+}
+
+/// The number in front of that percent sign.
+pub fn percent_digits_even(share: f64) -> String {
+    if !share.is_finite() {
+        return "not finite".into();
+    }
+    // Rounding must not make a small number look like none.
+    if share != 0.0 && share.abs() < 0.000_5 {
+        return percent_digits(share);
+    }
+    format!("{:.1}", share * 100.0).replace('-', "−")
 }
 
 /// The number in front of the percent sign.
@@ -200,6 +232,10 @@ mod tests {
         assert_eq!(number(0.000_02), "2×10⁻⁵");
         assert_eq!(number(-1234.4), "−1,234");
         assert_eq!(number(f64::NAN), "not finite");
+        assert_eq!(number_like(19.04, 18.11), "19.0");
+        assert_eq!(number_like(1.0, 0.0123), "1.0000");
+        assert_eq!(percent_even(0.95), "95.0\u{202f}%");
+        assert_eq!(percent_even(0.0001), "0.01\u{202f}%");
         assert_eq!(percent(0.95), "95\u{202f}%");
         assert_eq!(percent(0.0004), "0.04\u{202f}%");
         assert_eq!(change(1.046), "+4.6\u{202f}%");

@@ -1,0 +1,19 @@
+//! One file per verb: its arguments and what it does with them.
+
+mod bar;
+pub mod chat;
+mod columns;
+pub mod eval;
+pub mod fold;
+pub mod generate;
+pub mod interrupt;
+pub mod methods;
+mod model_args;
+pub mod plan;
+pub mod pull;
+pub mod quickstart;
+pub mod report;
+pub mod run;
+mod sampling_args;
+pub mod show;
+pub mod train;

@@ -1,0 +1,86 @@
+//! Which model: the two flags that every verb with a model shares.
+
+use std::path::{Path, PathBuf};
+
+use luthier_core::{Error, Policy, Result, io};
+use luthier_params::peft;
+use luthier_recipe::{Opened, open};
+
+use crate::verb::pull::bring;
+
+/// A model, perhaps with an adapter.
+#[derive(clap::Args)]
+pub struct ModelArgs {
+    /// Built-in name, hub id, model folder or GGUF file [default with --adapter: the adapter's base]
+    #[arg(long, short, value_name = "MODEL")]
+    pub model: Option<String>,
+    /// Folder of a PEFT adapter
+    #[arg(long, short, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+}
+
+/// A model that is ready to run.
+pub struct Loaded {
+    /// Weights, sizes and tokenizer.
+    pub opened: Opened,
+    /// The model with the adapter, if there is one.
+    pub policy: Policy,
+}
+
+impl ModelArgs {
+    /// The model's name: as given, or as the adapter recorded it.
+    pub fn name(&self) -> Result<String> {
+        match (&self.model, &self.adapter) {
+            (Some(model), _) => Ok(model.clone()),
+            (None, Some(adapter)) => base_of(adapter),
+            (None, None) => Err(Error::input("--model", "missing: which model?")
+                .hint("--model smollm2-135m-instruct, a model folder, or a GGUF file")),
+        }
+    }
+
+    /// Loads the model and binds the adapter.
+    pub fn load(&self) -> Result<Loaded> {
+        if let Some(adapter) = &self.adapter {
+            check_adapter(adapter)?;
+        }
+        let name = self.name()?;
+        bring(&name)?;
+        let opened = open(&name)?;
+        let policy = opened.policy(self.adapter.as_deref())?;
+        Ok(Loaded { opened, policy })
+    }
+}
+
+/// Whether a folder holds an adapter.
+pub fn is_adapter(dir: &Path) -> bool {
+    dir.join(peft::CONFIG).is_file()
+}
+
+/// Refuses a folder that is no adapter, before a model is loaded for it.
+pub fn check_adapter(dir: &Path) -> Result<()> {
+    if is_adapter(dir) {
+        return Ok(());
+    }
+    let at = dir.display().to_string();
+    if !dir.exists() {
+        return Err(Error::input(at, "there is no such adapter folder"));
+    }
+    let error = Error::input(at, format!("is no adapter: it holds no {}", peft::CONFIG));
+    Err(if dir.join("config.json").is_file() {
+        error.hint("this is a whole model; give it as --model")
+    } else {
+        error.hint("an adapter folder is what `luthier train` or PEFT's save_pretrained wrote")
+    })
+}
+
+/// The base that an adapter names.
+fn base_of(adapter: &Path) -> Result<String> {
+    check_adapter(adapter)?;
+    let path = adapter.join(peft::CONFIG);
+    let config: serde_json::Value = io::read_json(&path)?;
+    match config.get("base_model_name_or_path").and_then(serde_json::Value::as_str) {
+        Some(base) if !base.is_empty() => Ok(base.to_string()),
+        _ => Err(Error::input(path.display().to_string(), "names no base model")
+            .hint("say which model it belongs to with --model")),
+    }
+}

@@ -1,0 +1,324 @@
+//! The laws of learned parameters, over every row of `METHODS`.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use candle_core::{Device, Tensor, Var};
+use luthier_core::{Ctx, Model, Policy, Result, Rows, Seed, SiteKind, model::gather_logp};
+use luthier_params::{Bound, Full, Globs, Kind, Lora, LoraInit, METHODS, Params, peft};
+use luthier_testkit::{Fake, Shape, assert_close, assert_gradients, assert_same_bits};
+
+const IDS: [u32; 9] = [3, 1, 4, 1, 5, 9, 2, 6, 5];
+
+fn rows() -> Arc<Rows> {
+    Arc::new(Rows::new(&[5, 1, 3], |_| 0))
+}
+
+fn model() -> Arc<dyn Model> {
+    Arc::new(Fake::new(Shape::default(), Seed(11)))
+}
+
+fn lora(lora: Lora) -> Params {
+    Params { lora: Some(lora), full: None }
+}
+
+/// Alpha differs from the rank everywhere: a wrong scale must show.
+fn adapters() -> Vec<(&'static str, Params)> {
+    let small = || Lora { r: 3, alpha: 7.0, ..Lora::default() };
+    let everywhere = || Globs(vec!["layers.**".into(), "embed".into(), "logits".into()]);
+    let pattern = |key: &str, value| BTreeMap::from([(key.to_string(), value)]);
+    vec![
+        ("lora", lora(small())),
+        ("lora/rslora", lora(Lora { rslora: true, ..small() })),
+        ("lora/bias", lora(Lora { bias: true, ..small() })),
+        (
+            "lora/gaussian everywhere",
+            lora(Lora { init: LoraInit::Gaussian, at: everywhere(), ..small() }),
+        ),
+        (
+            "lora/patterns",
+            lora(Lora {
+                exclude: "layers.1.mlp.up".into(),
+                rank_pattern: BTreeMap::from([("**.down".to_string(), 5)]),
+                alpha_pattern: pattern("layers.0.**", 2.5),
+                ..small()
+            }),
+        ),
+    ]
+}
+
+fn all() -> Vec<(&'static str, Params)> {
+    let mut all = adapters();
+    all.push(("full", Params { lora: None, full: Some(Full::default()) }));
+    for method in METHODS {
+        assert!(all.iter().any(|(name, _)| name.starts_with(method.name)), "{}", method.name);
+    }
+    all
+}
+
+fn logits(policy: &Policy) -> Tensor {
+    policy.logits(&IDS, rows()).unwrap()
+}
+
+/// With their graph, as a training step computes them.
+fn noisy_logits(policy: &Policy, noise: Option<Seed>) -> Tensor {
+    let mut ctx = Ctx::new(&policy.hooks, rows(), &IDS);
+    ctx.noise = noise;
+    let mut h_nd = policy.model.embed(&IDS, &mut ctx).unwrap();
+    for layer in 0..policy.model.n_layers() {
+        h_nd = policy.model.block(layer, h_nd, &mut ctx).unwrap();
+    }
+    policy.model.unembed(&h_nd, &mut ctx).unwrap()
+}
+
+/// Random values for every variable: at their own initial values half of a mistake is invisible.
+fn shake(bound: &Bound) {
+    for (name, var) in &bound.vars {
+        let mut rng = Seed(5).split(name).rng();
+        let data: Vec<f32> = (0..var.elem_count()).map(|_| (0.2 * rng.normal()) as f32).collect();
+        var.set(&Tensor::from_vec(data, var.shape(), &Device::Cpu).unwrap()).unwrap();
+    }
+}
+
+#[test]
+fn nothing_changes_at_the_start() {
+    let base = logits(&Policy::plain(model()));
+    for (name, params) in all() {
+        let bound = params.bind(&model(), Seed(1)).unwrap();
+        assert!(!bound.vars.is_empty(), "{name}");
+        assert_same_bits(name, &logits(&bound.policy), &base);
+    }
+}
+
+#[test]
+fn unbound_is_the_base_also_after_training() {
+    let model = model();
+    let base = logits(&Policy::plain(model.clone()));
+    for (name, params) in all() {
+        let bound = params.bind(&model, Seed(1)).unwrap();
+        shake(&bound);
+        let apart = (logits(&bound.policy) - &base).unwrap().abs().unwrap().max_all().unwrap();
+        assert!(apart.to_scalar::<f32>().unwrap() > 0.05, "{name} moves nothing");
+        assert_same_bits(name, &logits(&Policy::plain(model.clone())), &base);
+    }
+}
+
+#[test]
+fn folded_is_hooked() {
+    for (name, params) in adapters() {
+        let bound = params.bind(&model(), Seed(1)).unwrap();
+        shake(&bound);
+        let sites = bound.policy.model.sites();
+        for id in bound.policy.hooks.sites() {
+            let (info, lin) = (sites.info(id), bound.policy.model.affine(id).unwrap());
+            let folded = bound.policy.hooks.fold(sites, id, lin.clone()).unwrap().unwrap();
+            let apply = |w_oi: &Tensor, b_o: &Option<Tensor>, x: &Tensor| {
+                let y = x.matmul(&w_oi.t().unwrap()).unwrap();
+                b_o.as_ref().map_or(y.clone(), |b| y.broadcast_add(b).unwrap())
+            };
+            let (_, width) = lin.w_oi.dims2().unwrap();
+            let mut rng = Seed(3).split(&info.name).rng();
+            let x: Vec<f32> = (0..IDS.len() * width).map(|_| rng.normal() as f32).collect();
+            let x = Tensor::from_vec(x, (IDS.len(), width), &Device::Cpu).unwrap();
+            let ids = Tensor::from_slice(&IDS, IDS.len(), &Device::Cpu).unwrap();
+            let (x, y, want) = if let SiteKind::Embed { .. } = info.kind {
+                let nothing = Tensor::zeros(0, candle_core::DType::F32, &Device::Cpu).unwrap();
+                let look = |table: &Tensor| table.index_select(&ids, 0).unwrap();
+                (nothing, look(&lin.w_oi), look(&folded.w_oi))
+            } else {
+                let (y, want) =
+                    (apply(&lin.w_oi, &lin.b_o, &x), apply(&folded.w_oi, &folded.b_o, &x));
+                (x, y, want)
+            };
+            let ctx = Ctx::new(&bound.policy.hooks, rows(), &IDS);
+            let got = ctx.through(sites, id, &x, |_| Ok(y)).unwrap();
+            assert_close(&format!("{name} at {}", info.name), &got, &want, 1e-5, 1e-6);
+        }
+    }
+}
+
+#[test]
+fn the_scale_is_the_published_one() {
+    for (rslora, want) in [(false, 7.0 / 3.0), (true, 7.0 / 3f64.sqrt())] {
+        let lora = Lora { r: 3, alpha: 7.0, rslora, ..Lora::default() };
+        for target in lora.targets(model().sites()).unwrap() {
+            assert!((target.scale - want).abs() < 1e-12, "{}", target.scale);
+        }
+    }
+}
+
+#[test]
+fn only_its_own_variables_get_gradients() {
+    for (name, params) in all() {
+        let bound = params.bind(&model(), Seed(1)).unwrap();
+        shake(&bound);
+        let loss = logits(&bound.policy).sqr().unwrap().sum_all().unwrap();
+        let found: Vec<_> =
+            loss.sorted_nodes().iter().filter(|t| t.is_variable()).map(|t| t.id()).collect();
+        let grads = loss.backward().unwrap();
+        for (var_name, var) in &bound.vars {
+            assert!(found.contains(&var.id()), "{name}: {var_name} is not in the graph");
+            let grad = grads.get(var).unwrap_or_else(|| panic!("{name}: {var_name}"));
+            let size = grad.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+            assert!(size > 0.0, "{name}: the gradient of {var_name} is 0");
+        }
+        let own: Vec<_> = bound.vars.iter().map(|(_, v)| v.id()).collect();
+        assert!(found.iter().all(|id| own.contains(id)), "{name}: other variables in the graph");
+    }
+}
+
+#[test]
+fn gradients_agree_with_finite_differences() {
+    let dropped = lora(Lora { r: 3, alpha: 7.0, dropout: 0.3, ..Lora::default() });
+    for (name, params) in all().into_iter().chain([("lora/dropout", dropped)]) {
+        let bound = params.bind(&model(), Seed(1)).unwrap();
+        shake(&bound);
+        let vars: Vec<Var> = bound.vars.iter().map(|(_, v)| v.clone()).collect();
+        let loss = |_: &[Var]| -> Result<Tensor> {
+            let logits_nv = noisy_logits(&bound.policy, Some(Seed(8)));
+            Ok(gather_logp(&logits_nv, &[1, 2, 3, 4, 5, 6, 7, 8, 9])?.mean_all()?)
+        };
+        assert_gradients(name, &vars, loss);
+    }
+}
+
+#[test]
+fn saved_and_loaded_is_bit_equal() {
+    for (name, params) in adapters() {
+        let bound = params.bind(&model(), Seed(1)).unwrap();
+        shake(&bound);
+        let Kind::Lora(lora) = &bound.kind else { panic!("{name} is not an adapter") };
+        let (dir, base) = (tempfile::tempdir().unwrap(), peft::Base::default());
+        peft::save(dir.path(), lora, &bound.vars, model().sites(), &base).unwrap();
+        let back = peft::load(dir.path(), &model(), None).unwrap();
+        assert_eq!(bound.vars.len(), back.vars.len());
+        for ((ours, want), (theirs, got)) in bound.vars.iter().zip(&back.vars) {
+            assert_eq!(ours, theirs);
+            assert_same_bits(ours, got, want);
+        }
+        assert_same_bits(name, &logits(&back.policy), &logits(&bound.policy));
+    }
+}
+
+#[test]
+fn initial_values_follow_the_seed_and_the_published_distribution() {
+    let start = |init, seed| {
+        let at = Globs(vec!["embed".into(), "layers.0.mlp.up".into()]);
+        let big = Shape { vocab: 500, width: 64, inner: 80, ..Shape::default() };
+        let model: Arc<dyn Model> = Arc::new(Fake::new(big, Seed(11)));
+        lora(Lora { r: 16, init, at, ..Lora::default() }).bind(&model, Seed(seed)).unwrap().vars
+    };
+    let values = |vars: &[(String, Var)], i: usize| -> Vec<f32> {
+        vars[i].1.flatten_all().unwrap().to_vec1().unwrap()
+    };
+    let deviation =
+        |x: &[f32]| (x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / x.len() as f64).sqrt();
+    let vars = start(LoraInit::Kaiming, 1);
+    let names: Vec<&str> = vars.iter().map(|(n, _)| n.as_str()).collect();
+    let parts = [
+        "embed.lora_embedding_A",
+        "embed.lora_embedding_B",
+        "layers.0.mlp.up.lora_A",
+        "layers.0.mlp.up.lora_B",
+    ];
+    assert_eq!(names, parts);
+    assert!(values(&vars, 0).iter().chain(&values(&vars, 3)).all(|x| *x == 0.0));
+    assert!((deviation(&values(&vars, 1)) - 1.0).abs() < 0.08);
+    // Uniform within 1/√64, so its deviation is that over √3.
+    let a = values(&vars, 2);
+    assert!(a.iter().all(|x| x.abs() <= 0.125) && a.iter().any(|x| x.abs() > 0.12));
+    assert!((deviation(&a) - 0.125 / 3f64.sqrt()).abs() < 0.004);
+    let gaussian = values(&start(LoraInit::Gaussian, 1), 2);
+    assert!((deviation(&gaussian) - 1.0 / 16.0).abs() < 0.004);
+    assert_eq!(a, values(&start(LoraInit::Kaiming, 1), 2));
+    assert_ne!(a, values(&start(LoraInit::Kaiming, 2), 2));
+}
+
+#[test]
+fn dropout_is_for_training_only() {
+    let params = lora(Lora { r: 3, alpha: 7.0, dropout: 0.5, ..Lora::default() });
+    let bound = params.bind(&model(), Seed(1)).unwrap();
+    shake(&bound);
+    let run = |noise| noisy_logits(&bound.policy, noise).to_vec2::<f32>().unwrap();
+    let plain = lora(Lora { r: 3, alpha: 7.0, ..Lora::default() }).bind(&model(), Seed(1)).unwrap();
+    shake(&plain);
+    assert_eq!(run(None), logits(&plain.policy).to_vec2::<f32>().unwrap());
+    assert_eq!(run(Some(Seed(4))), run(Some(Seed(4))));
+    assert_ne!(run(Some(Seed(4))), run(None));
+    assert_ne!(run(Some(Seed(4))), run(Some(Seed(5))));
+}
+
+#[test]
+fn bad_settings_are_refused_by_their_key() {
+    let refused = [
+        ("[lora]\nr = 0", "train.params.lora.r: layers.0.attn.v: expected a rank from 1 to 6"),
+        ("[lora]\nr = 7", "train.params.lora.r"),
+        (
+            "[lora]\nr = 2\nrank_pattern = { \"**.up\" = 9 }",
+            "train.params.lora.rank_pattern: layers.0.mlp.up",
+        ),
+        (
+            "[lora]\nr = 2\nrank_pattern = { \"**.q\" = 1 }",
+            "`**.q` matches no site that is learned",
+        ),
+        (
+            "[lora]\nr = 2\nalpha_pattern = { \"**.up\" = 1, \"layers.0.**\" = 2 }",
+            "gives layers.0.mlp.up both",
+        ),
+        ("[lora]\nr = 2\nalpha = 0", "train.params.lora.alpha"),
+        ("[lora]\nr = 2\ndropout = 1.0", "train.params.lora.dropout"),
+        (
+            "[lora]\nr = 2\nat = \"layers.*.attn.qq\"",
+            "train.params.lora.at: `layers.*.attn.qq` matches no",
+        ),
+        ("[lora]\nr = 2\nat = \"**.resid_post\"", "names layers.0.resid_post, which has no weight"),
+        ("[lora]\nr = 2\nexclude = [\"**.q\"]", "train.params.lora.exclude: `**.q` matches no"),
+        (
+            "[lora]\nr = 2\nat = \"embed\"\nexclude = \"embed\"",
+            "names no site that is not excluded",
+        ),
+        ("[lora]\nr = 2\nbias = true\nat = \"embed\"", "train.params.lora.bias"),
+        ("[lora]\n[full]", "train.params: names 2 forms"),
+        ("[full]\nat = \"layers.9.**\"", "train.params.full.at"),
+    ];
+    for (text, want) in refused {
+        let params: Params = toml::from_str(text).unwrap();
+        let err = params.bind(&model(), Seed(1)).map(|_| ()).unwrap_err();
+        assert!(err.to_string().contains(want), "{text}\ngave: {err}");
+        assert_eq!(err.exit_code(), 2, "{text}");
+    }
+    assert!(toml::from_str::<Params>("[lora]\nrank = 4").is_err());
+    assert!(toml::from_str::<Params>("[lora]\nat = 4").is_err());
+}
+
+#[test]
+fn a_recipe_can_be_written_as_it_was_read() {
+    let text = "[lora]\nr = 4\nat = [\"**.q\", \"embed\"]\nexclude = \"layers.0.**\"";
+    let params: Params = toml::from_str(text).unwrap();
+    let lora = params.lora.as_ref().unwrap();
+    assert_eq!((lora.at.0.len(), lora.exclude.0.len()), (2, 1));
+    let again: Params = toml::from_str(&toml::to_string(&params).unwrap()).unwrap();
+    assert_eq!(again, params);
+    assert_eq!(Params::default().with_defaults().lora, Some(Lora::default()));
+}
+
+#[test]
+fn full_learns_what_it_is_told_to() {
+    let params: Params =
+        toml::from_str("[full]\nat = \"layers.*.mlp.*\"\nexclude = \"layers.0.mlp.down\"").unwrap();
+    let bound = params.bind(&model(), Seed(1)).unwrap();
+    let names: Vec<&str> = bound.vars.iter().map(|(n, _)| n.as_str()).collect();
+    assert_eq!(
+        names,
+        [
+            "model.layers.0.mlp.up_proj.weight",
+            "model.layers.0.mlp.up_proj.bias",
+            "model.layers.1.mlp.up_proj.weight",
+            "model.layers.1.mlp.up_proj.bias",
+            "model.layers.1.mlp.down_proj.weight",
+        ]
+    );
+    let tied: Arc<dyn Model> =
+        Arc::new(Fake::new(Shape { tied: true, ..Shape::default() }, Seed(1)));
+    let all = Params { lora: None, full: Some(Full::default()) }.bind(&tied, Seed(1)).unwrap();
+    assert_eq!(all.vars.iter().filter(|(n, _)| n.contains("embed")).count(), 1);
+}

@@ -1,0 +1,102 @@
+//! Greedy answers, judged one by one.
+
+use luthier_core::{Error, Example, Policy, Result, Table};
+use luthier_decode::{Finish, Generate, Generated, generate};
+use luthier_model::{Tokenizer, render::generation_prompt};
+use luthier_probe::{
+    Bootstrap, Kind, Score, Verdict,
+    metric::{field_accuracy, field_counts},
+};
+
+use super::{AnswerRow, Evaluated};
+use crate::text::Text;
+
+/// Answers every prompt of `table` greedily and judges the answers by `metric`.
+///
+/// Where an example has several completions, the first is the expected one. Prompts are not sorted
+/// by length: nothing is padded, and a finished sequence makes room for the next at once.
+pub fn answers(
+    policy: &Policy,
+    tokenizer: &Tokenizer,
+    table: &Table,
+    metric: &Kind,
+    max_new_tokens: usize,
+    on_done: &mut dyn FnMut(usize, usize),
+) -> Result<Evaluated> {
+    let Some(judge) = metric.text() else {
+        let what = format!("{} does not judge generated answers", metric.name());
+        return Err(Error::input("metric", what).hint("use exact_match or json_match"));
+    };
+    // Everything the user could have got wrong shows before the first token is generated.
+    for example in &table.examples {
+        judge.check(&example.origin.to_string(), expected(example)?)?;
+    }
+    let prompts: Vec<Vec<u32>> = table
+        .examples
+        .iter()
+        .map(|example| generation_prompt(&asked(example), tokenizer))
+        .collect::<Result<_>>()?;
+    let eos = tokenizer.eos_ids().to_vec();
+    let options = Generate { max_new_tokens, eos: eos.clone(), ..Generate::default() };
+    let (mut done, mut lengths) = (0, vec![0usize; prompts.len()]);
+    let mut listen = |prompt: usize, token: u32, _: &str| {
+        lengths[prompt] += 1;
+        if eos.contains(&token) || lengths[prompt] == max_new_tokens {
+            done += 1;
+            on_done(done, lengths.len());
+        }
+    };
+    let said = generate(policy, &prompts, &options, &Text(tokenizer), &mut listen)?;
+    let mut rows = Vec::with_capacity(said.len());
+    let mut verdicts: Vec<Verdict> = Vec::with_capacity(said.len());
+    for (example, answer) in table.examples.iter().zip(said) {
+        let verdict = judge.judge(&answer.text, expected(example)?);
+        rows.push(row(example, answer, verdict.value)?);
+        verdicts.push(verdict);
+    }
+    let outcomes: Vec<f64> = verdicts.iter().map(|v| v.value).collect();
+    let score = Score::of(metric.name(), &outcomes, &Bootstrap::default())?;
+    let accuracy = field_accuracy(&verdicts);
+    Ok(Evaluated {
+        cut_answers: rows.iter().filter(|row| row.finish == Some(Finish::Length)).count(),
+        fields: accuracy.map(|_| field_counts(&verdicts)),
+        field_accuracy: accuracy,
+        ..Evaluated::of(score, outcomes, rows)
+    })
+}
+
+fn row(example: &Example, answer: Generated, value: f64) -> Result<AnswerRow> {
+    Ok(AnswerRow {
+        origin: example.origin.to_string(),
+        prompt: question(example),
+        expected: expected(example)?.to_string(),
+        answer: answer.text,
+        value,
+        finish: Some(answer.finish),
+        logps: None,
+    })
+}
+
+/// The last words before the answer.
+pub(super) fn question(example: &Example) -> String {
+    example.prompt.last().map_or_else(String::new, |turn| turn.content.clone())
+}
+
+/// The text that is expected, of the first completion.
+fn expected(example: &Example) -> Result<&str> {
+    match example.completions.first() {
+        Some(completion) => Ok(completion.text()),
+        None => Err(Error::input(example.origin.to_string(), "there is no expected answer")
+            .hint("add a completion to the row, or sample with `luthier generate --prompts`")),
+    }
+}
+
+/// The example whose prompt holds every turn before the expected one: what tools answered on the
+/// way to it is given, not asked for.
+fn asked(example: &Example) -> Example {
+    let mut asked = Example { completions: Vec::new(), ..example.clone() };
+    if let Some((_, before)) = example.completions.first().and_then(|c| c.turns.split_last()) {
+        asked.prompt.extend(before.iter().cloned());
+    }
+    asked
+}

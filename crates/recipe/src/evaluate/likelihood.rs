@@ -1,0 +1,136 @@
+//! How likely a model finds given text.
+
+use luthier_core::{Batch, Error, Example, Form, Policy, Result, Row, Table};
+use luthier_data::{Overlength, transform::overlength};
+use luthier_model::{
+    Tokenizer,
+    render::{RenderOptions, render_table},
+};
+use luthier_probe::{
+    Bootstrap, Score,
+    metric::{NllReport, nll},
+};
+
+use super::{Evaluated, Likelihood, Limits, PASS_TOKENS};
+
+impl Likelihood {
+    /// As every other metric looks; outcomes are mean log-probabilities.
+    pub(super) fn evaluated(self) -> Evaluated {
+        let perplexity = self.report.score();
+        let score = Score {
+            metric: "nll".to_string(),
+            value: self.report.nll,
+            ci95: perplexity.ci95.map(f64::ln),
+            ..perplexity
+        };
+        let outcomes = self.rows.iter().map(|row| -row.sum / row.weight).collect();
+        Evaluated { likelihood: Some(self), ..Evaluated::of(score, outcomes, Vec::new()) }
+    }
+}
+
+/// Likelihood of the tokens that training would train: answers with the token that ends them. Plain
+/// texts are measured as [`general`] does.
+pub fn likelihood(
+    policy: &Policy,
+    tokenizer: &Tokenizer,
+    table: &Table,
+    limits: &Limits,
+    on_done: &mut dyn FnMut(usize, usize),
+) -> Result<Likelihood> {
+    if table.examples.iter().all(is_text) {
+        return texts(policy, tokenizer, table, limits.max_length, on_done);
+    }
+    // A second answer (the rejected one of a pair) is not what the model ought to find likely.
+    let first = Table {
+        name: table.name.clone(),
+        layout: table.layout.clone(),
+        sha256: table.sha256.clone(),
+        examples: table.examples.iter().map(first_answer).collect(),
+    };
+    let rendered = render_table(&first, tokenizer, &RenderOptions::default())?;
+    let rows = rendered.into_iter().map(|r| r.row).collect();
+    let origin = |example: usize| first.examples[example].origin.to_string();
+    let eos = |id: u32| tokenizer.eos_ids().contains(&id);
+    let (mut rows, cut) =
+        overlength::apply(limits.overlength, limits.max_length, rows, eos, origin)?;
+    if cut.over_length > 0 {
+        tracing::warn!("{}: rows were too long\n{cut}", table.name);
+    }
+    // A piece whose answer went to another piece measures nothing.
+    rows.retain(|row| row.trained() > 0);
+    measure(policy, &rows, table, on_done)
+}
+
+/// Perplexity of plain text: every token counts, and none is added at the end.
+///
+/// Longer texts are read in windows of `max_length` tokens, the first token of each window after
+/// the first being the last of the window before, so that every token is predicted once.
+pub fn general(
+    policy: &Policy,
+    tokenizer: &Tokenizer,
+    table: &Table,
+    max_length: usize,
+) -> Result<Likelihood> {
+    texts(policy, tokenizer, table, max_length, &mut |_, _| ())
+}
+
+fn texts(
+    policy: &Policy,
+    tokenizer: &Tokenizer,
+    table: &Table,
+    max_length: usize,
+    on_done: &mut dyn FnMut(usize, usize),
+) -> Result<Likelihood> {
+    let mut rows = Vec::with_capacity(table.examples.len());
+    for (index, example) in table.examples.iter().enumerate() {
+        let turns = example.prompt.iter().chain(example.completions.iter().flat_map(|c| &c.turns));
+        let text: String = turns.map(|turn| turn.content.as_str()).collect();
+        let mut tokens: Vec<u32> = Vec::new();
+        tokens.extend(tokenizer.bos().filter(|_| tokenizer.add_bos()));
+        tokens.extend(tokenizer.encode(&text)?);
+        let row = Row::from_tokens(&tokens, &vec![1.0; tokens.len()], index);
+        // One token alone (a heading of one word) has no predictor.
+        if !row.is_empty() {
+            rows.push(row);
+        }
+    }
+    let origin = |example: usize| table.examples[example].origin.to_string();
+    let (rows, _) = overlength::apply(Overlength::Split, max_length, rows, |_| false, origin)?;
+    measure(policy, &rows, table, on_done)
+}
+
+fn is_text(example: &Example) -> bool {
+    example.form == Form::Raw && example.prompt.is_empty() && example.completions.len() == 1
+}
+
+fn first_answer(example: &Example) -> Example {
+    let mut first = example.clone();
+    first.completions.truncate(1);
+    first
+}
+
+fn measure(
+    policy: &Policy,
+    rows: &[Row],
+    table: &Table,
+    on_done: &mut dyn FnMut(usize, usize),
+) -> Result<Likelihood> {
+    if rows.is_empty() {
+        return Err(Error::input(&table.name, "there is no token to measure")
+            .hint("every text is shorter than two tokens, or every row was dropped"));
+    }
+    let mut measured = Vec::with_capacity(rows.len());
+    let mut begin = 0;
+    while begin < rows.len() {
+        let (mut end, mut tokens) = (begin + 1, rows[begin].len());
+        while end < rows.len() && tokens + rows[end].len() <= PASS_TOKENS {
+            tokens += rows[end].len();
+            end += 1;
+        }
+        measured.extend(nll(policy, [Batch::from_rows(&rows[begin..end])])?);
+        on_done(end, rows.len());
+        begin = end;
+    }
+    let report = NllReport::from_rows(&measured, &Bootstrap::default())?;
+    Ok(Likelihood { report, rows: measured })
+}

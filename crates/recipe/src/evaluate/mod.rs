@@ -1,0 +1,206 @@
+//! Scores of a model on data: generated answers, multiple choice, likelihood; and two models side
+//! by side.
+//!
+//! [`evaluate`] is the way in. Outcomes are one number per example (per row of a likelihood), larger
+//! is better, in the order of the table, so that two models can be compared pair by pair.
+
+mod answers;
+mod choice;
+mod likelihood;
+
+use std::collections::BTreeMap;
+
+use luthier_core::{Error, Policy, Result, Table};
+use luthier_data::Overlength;
+use luthier_decode::Finish;
+use luthier_model::Tokenizer;
+use luthier_probe::{
+    Bootstrap, Comparison, Kind, Score,
+    metric::{FieldCounts, NllReport, RowNll},
+};
+use serde::{Deserialize, Serialize};
+
+pub use answers::answers;
+pub use choice::choice;
+pub use likelihood::{general, likelihood};
+
+/// Tokens that go through the model in one pass when nothing is generated.
+const PASS_TOKENS: usize = 4096;
+
+/// How far an evaluation goes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Longest answer, in tokens.
+    pub max_new_tokens: usize,
+    /// Longest row of a likelihood, in tokens.
+    pub max_length: usize,
+    /// What happens to longer rows. Plain text is cut into pieces of `max_length` by default.
+    pub overlength: Overlength,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { max_new_tokens: 256, max_length: 1024, overlength: Overlength::Split }
+    }
+}
+
+/// A score with everything it was made from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Evaluated {
+    /// The metric over the whole set.
+    pub score: Score,
+    /// One outcome per example, larger is better.
+    pub outcomes: Vec<f64>,
+    /// What was answered; empty when nothing is answered (likelihood).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub answers: Vec<AnswerRow>,
+    /// Answers that ran into the limit of new tokens.
+    #[serde(default)]
+    pub cut_answers: usize,
+    /// Right and wrong by field, for structured answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fields: Option<BTreeMap<String, FieldCounts>>,
+    /// Mean share of right fields, for structured answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub field_accuracy: Option<f64>,
+    /// All three measures of a multiple choice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub choice: Option<ChoiceScores>,
+    /// Likelihood and perplexity, with each row's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub likelihood: Option<Likelihood>,
+}
+
+/// One example and what became of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AnswerRow {
+    /// `file:line`.
+    pub origin: String,
+    /// The last words before the answer.
+    pub prompt: String,
+    /// What the data says.
+    pub expected: String,
+    /// What the model said, or the choice it prefers.
+    pub answer: String,
+    /// The outcome, 1 for right.
+    pub value: f64,
+    /// Why the answer ended; absent for a multiple choice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finish: Option<Finish>,
+    /// Log-probability of each choice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logps: Option<Vec<f64>>,
+}
+
+/// Shares of right answers when log-probabilities are compared in three ways.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ChoiceScores {
+    /// As they are.
+    pub acc: f64,
+    /// Per character.
+    pub acc_norm: f64,
+    /// Per byte.
+    pub acc_bytes: f64,
+}
+
+/// The likelihood of a set of rows and of each of them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Likelihood {
+    /// Over all rows.
+    pub report: NllReport,
+    /// One by one, in the order of the table.
+    pub rows: Vec<RowNll>,
+}
+
+/// The likelihood of a text that has nothing to do with the task.
+pub type General = Likelihood;
+
+impl Evaluated {
+    /// A score without further parts.
+    fn of(score: Score, outcomes: Vec<f64>, answers: Vec<AnswerRow>) -> Self {
+        Evaluated {
+            score,
+            outcomes,
+            answers,
+            cut_answers: 0,
+            fields: None,
+            field_accuracy: None,
+            choice: None,
+            likelihood: None,
+        }
+    }
+}
+
+/// Reads a metric: a name, or a name with options in TOML, as in
+/// `exact_match = {extract = "after_hashes"}`. `key` is where it was given.
+pub fn metric(key: &str, text: &str) -> Result<Kind> {
+    let Some((name, _)) = text.split_once('=') else {
+        return Kind::named(key, text.trim());
+    };
+    // A wrong name gets its suggestion; wrong options get the parser's sentence.
+    Kind::named(key, name.trim())?;
+    let mut table: BTreeMap<String, Kind> =
+        toml::from_str(&format!("metric.{text}")).map_err(|e| {
+            Error::input(key, format!("`{text}`: {}", e.message()))
+                .hint("write it as exact_match = {extract = \"after_hashes\"}")
+        })?;
+    table.remove("metric").ok_or_else(|| Error::input(key, format!("`{text}` names no metric")))
+}
+
+/// Scores a policy on a table. `on_done` hears how many of how many examples are finished.
+pub fn evaluate(
+    policy: &Policy,
+    tokenizer: &Tokenizer,
+    table: &Table,
+    metric: &Kind,
+    limits: &Limits,
+    on_done: &mut dyn FnMut(usize, usize),
+) -> Result<Evaluated> {
+    match metric {
+        Kind::ExactMatch(_) | Kind::JsonMatch(_) => {
+            answers(policy, tokenizer, table, metric, limits.max_new_tokens, on_done)
+        }
+        Kind::Choice(options) => choice(policy, tokenizer, table, options, on_done),
+        Kind::Nll(_) => Ok(likelihood(policy, tokenizer, table, limits, on_done)?.evaluated()),
+    }
+}
+
+/// Compares two evaluations of the same examples: `after` against `before`.
+///
+/// Likelihoods are compared by each row's mean log-probability, so that larger is better there too.
+pub fn compare(before: &Evaluated, after: &Evaluated) -> Result<Comparison> {
+    if before.score.metric != after.score.metric {
+        let what =
+            format!("{} cannot be compared with {}", before.score.metric, after.score.metric);
+        return Err(Error::failed("comparison", what));
+    }
+    let name = match after.likelihood {
+        Some(_) => "logp",
+        None => after.score.metric.as_str(),
+    };
+    Comparison::of(name, &before.outcomes, &after.outcomes, &Bootstrap::default())
+}
+
+#[cfg(test)]
+mod tests {
+    use luthier_probe::metric::{ExactMatch, Extract};
+
+    use super::*;
+
+    #[test]
+    fn a_metric_is_a_name_or_a_name_with_options() {
+        assert_eq!(metric("--metric", "nll").unwrap().name(), "nll");
+        let hashes = metric("--metric", "exact_match={extract=\"after_hashes\"}").unwrap();
+        let expected = ExactMatch { extract: Extract::AfterHashes, ..ExactMatch::default() };
+        assert_eq!(hashes, Kind::ExactMatch(expected));
+        let refused = |text: &str, part: &str| {
+            let error = metric("--metric", text).unwrap_err();
+            assert!(error.to_string().contains(part) && error.exit_code() == 2, "{error}");
+        };
+        refused("exact_mach", "exact_match");
+        refused("exact_mach={strip=true}", "exact_match");
+        refused("exact_match={stripp=true}", "stripp");
+        refused("exact_match={", "exact_match");
+    }
+}

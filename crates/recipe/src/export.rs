@@ -1,0 +1,93 @@
+//! What a run leaves behind: an adapter in PEFT's layout, or a Hugging Face folder.
+
+use std::path::{Path, PathBuf};
+
+use luthier_core::{Affine, Error, Hooks, Model, Policy, Result, SiteInfo};
+use luthier_model::{
+    ModelConfig,
+    names::tensors,
+    save::{Save, SaveDtype, save_hf},
+};
+use luthier_params::{
+    Bound, Kind,
+    peft::{self, Base},
+};
+
+use crate::open::Opened;
+
+/// Writes the trained parts of `bound` into `dir`: the adapter, or the whole model.
+pub fn trained(bound: &Bound, opened: &Opened, dir: &Path) -> Result<Vec<PathBuf>> {
+    match &bound.kind {
+        Kind::Lora(lora) => {
+            let base = Base { name: opened.name.clone(), sha256: Some(opened.sha256.clone()) };
+            peft::save(dir, lora, &bound.vars, opened.model.sites(), &base)?;
+            Ok([peft::CONFIG, peft::WEIGHTS, "README.md"].iter().map(|f| dir.join(f)).collect())
+        }
+        Kind::Full(_) => merged(&bound.policy, opened, SaveDtype::F32, dir),
+    }
+}
+
+/// Writes the policy as one plain model, its hooks folded into the weights. A tied head is written
+/// out by itself when only one of the two uses of the table changed.
+pub fn merged(
+    policy: &Policy,
+    opened: &Opened,
+    dtype: SaveDtype,
+    dir: &Path,
+) -> Result<Vec<PathBuf>> {
+    let (model, hooks) = (policy.model.as_ref(), &policy.hooks);
+    let mut config = opened.config.clone();
+    let changed = |site: &str| model.sites().get(site).is_some_and(|s| hooks.watched(s.id));
+    if config.tied && (changed("embed") || changed("logits")) {
+        config.tied = false;
+        config.raw.insert("tie_word_embeddings".into(), false.into());
+    }
+    refuse_unfoldable(model, hooks)?;
+    let list = tensors(&config);
+    let load = |name: &str| tensor(model, hooks, name);
+    let mut files = save_hf(dir, &config, &list, load, &Save { dtype, ..Save::default() })?;
+    opened.tokenizer.save(dir)?;
+    let text = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
+    files.extend(text.iter().map(|f| dir.join(f)).filter(|f| f.exists()));
+    Ok(files)
+}
+
+/// Hooks on values rather than weights have no place in a plain model.
+fn refuse_unfoldable(model: &dyn Model, hooks: &Hooks) -> Result<()> {
+    for site in hooks.sites().map(|id| model.sites().info(id)) {
+        if site.module.is_none() || hooks.fold(model.sites(), site.id, model.affine(site.id)?)?.is_none() {
+            return Err(Error::input(&site.name, "what is bound here cannot become a weight")
+                .hint("keep the adapter beside the model instead of folding it"));
+        }
+    }
+    Ok(())
+}
+
+/// One tensor of the folded model by its Hugging Face name.
+fn tensor(model: &dyn Model, hooks: &Hooks, name: &str) -> Result<Vec<f32>> {
+    let site = name.rsplit_once('.').and_then(|(module, _)| site_of(model, module));
+    let Some(site) = site else {
+        return Err(Error::failed(name, "belongs to no site of this model"));
+    };
+    let plain = model.affine(site.id)?;
+    let folded = hooks.fold(model.sites(), site.id, plain)?;
+    let Some(Affine { w_oi, b_o }) = folded else {
+        return Err(Error::failed(&site.name, "what is bound here cannot become a weight"));
+    };
+    let tensor = match (name.ends_with(".bias"), b_o) {
+        (false, _) => w_oi,
+        (true, Some(b_o)) => b_o,
+        (true, None) => return Err(Error::failed(name, "this site has no bias")),
+    };
+    Ok(tensor.flatten_all()?.to_vec1::<f32>()?)
+}
+
+fn site_of<'m>(model: &'m dyn Model, module: &str) -> Option<&'m SiteInfo> {
+    model.sites().by_module(module)
+}
+
+/// The configuration as it will be written, for whoever describes it.
+pub fn describe(config: &ModelConfig) -> String {
+    let kind = config.arch.model_type();
+    format!("{kind}, {} layers of width {}", config.layers, config.hidden)
+}

@@ -1,0 +1,120 @@
+//! The table of everything a recipe or the command line can name, put together from the seams.
+
+use serde::Serialize;
+use toml::{Table, Value};
+
+/// One method.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct MethodRow {
+    /// Number of the paper in `papers/`; `None` for what everybody uses.
+    pub paper: Option<u32>,
+    /// Its key in a recipe.
+    pub name: &'static str,
+    /// The seam it belongs to.
+    pub seam: &'static str,
+    /// One line for people.
+    pub about: &'static str,
+    /// A recipe that uses it.
+    pub recipe: Option<&'static str>,
+}
+
+/// The recipes that come with luthier: path in the repository and text.
+pub const RECIPES: &[(&str, &str)] = &[];
+
+/// Every method of every seam.
+pub fn all() -> Vec<MethodRow> {
+    let mut rows = Vec::new();
+    // The seams do not know each other, so each has its own type of row with the same three fields.
+    macro_rules! seam {
+        ($seam:literal, $methods:expr) => {
+            rows.extend($methods.iter().map(|m| MethodRow {
+                paper: m.paper,
+                name: m.name,
+                seam: $seam,
+                about: m.about,
+                recipe: None,
+            }));
+        };
+    }
+    seam!("data", luthier_data::METHODS);
+    seam!("params", luthier_params::METHODS);
+    seam!("loss", luthier_loss::METHODS);
+    seam!("update", luthier_update::METHODS);
+    seam!("decode", luthier_decode::METHODS);
+    seam!("probe", luthier_probe::METHODS);
+    for row in &mut rows {
+        let uses = |text: &str| {
+            text.parse::<Table>().is_ok_and(|recipe| uses(&recipe, row.seam, row.name))
+        };
+        row.recipe = RECIPES.iter().find(|(_, text)| uses(text)).map(|(path, _)| *path);
+    }
+    rows
+}
+
+/// Where a recipe names the methods of a seam.
+pub fn place(seam: &str) -> Option<&'static str> {
+    match seam {
+        "data" => Some("data.steps"),
+        "params" => Some("train.params"),
+        "loss" => Some("train.loss"),
+        "update" => Some("train.update"),
+        "probe" => Some("eval.metric"),
+        _ => None,
+    }
+}
+
+/// Whether `recipe` names the method `name` of `seam`.
+fn uses(recipe: &Table, seam: &str, name: &str) -> bool {
+    let Some(path) = place(seam) else { return false };
+    let mut keys = path.split('.');
+    let first = keys.next().and_then(|key| recipe.get(key));
+    let Some(found) = keys.try_fold(first, |at, key| Some(at?.get(key))).flatten() else {
+        return false;
+    };
+    match found {
+        Value::Array(steps) => steps.iter().any(|step| step.get(name).is_some()),
+        Value::String(metric) => metric == name,
+        table => name.split('.').try_fold(table, |at, key| at.get(key)).is_some(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_seam_has_methods_and_no_name_stands_twice_in_one() {
+        let all = all();
+        let mut keys: Vec<_> = all.iter().map(|m| (m.seam, m.name)).collect();
+        let n = keys.len();
+        keys.sort_unstable();
+        keys.dedup();
+        assert_eq!(keys.len(), n);
+        for seam in ["data", "params", "loss", "update", "decode", "probe"] {
+            assert!(all.iter().any(|m| m.seam == seam), "{seam}");
+        }
+        assert!(all.iter().any(|m| (m.seam, m.name) == ("params", "lora") && m.paper.is_none()));
+    }
+
+    #[test]
+    fn a_recipes_methods_are_found_at_their_place() {
+        let recipe: Table = "[data]\nsteps = [{dedup = {}}]\n[train.params.lora]\nr = 4\n\
+            [train.update.adamw]\n[train.update.schedule.cosine]\n[eval]\nmetric = \"nll\"\n"
+            .parse()
+            .unwrap();
+        for (seam, name) in [
+            ("data", "dedup"),
+            ("params", "lora"),
+            ("update", "adamw"),
+            ("update", "schedule.cosine"),
+            ("probe", "nll"),
+        ] {
+            assert!(uses(&recipe, seam, name), "{seam} {name}");
+        }
+        for (seam, name) in
+            [("data", "limit"), ("params", "full"), ("loss", "nll"), ("decode", "top_k")]
+        {
+            assert!(!uses(&recipe, seam, name), "{seam} {name}");
+        }
+    }
+}

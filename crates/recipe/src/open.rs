@@ -1,0 +1,68 @@
+//! Models by name: fetched, opened, loaded, with their tokenizer and an adapter if asked for.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use luthier_core::{Model, Policy, Result};
+use luthier_model::{Decoder, ModelConfig, Source, Tokenizer, decoder::parameters, pull};
+use luthier_params::{Bound, peft};
+
+/// A model ready to run.
+pub struct Opened {
+    /// What the user called it.
+    pub name: String,
+    /// Where it was found.
+    pub path: PathBuf,
+    /// The weights and forward pass.
+    pub model: Arc<dyn Model>,
+    /// Sizes and switches.
+    pub config: ModelConfig,
+    /// Text to tokens and back.
+    pub tokenizer: Arc<Tokenizer>,
+    /// SHA-256 of the weight files.
+    pub sha256: String,
+    /// Number of weights.
+    pub parameters: u64,
+}
+
+/// Finds `name` (built-in, hub id, folder, file), fetching it if needed, and loads it.
+pub fn open(name: &str) -> Result<Opened> {
+    let path = find(name)?;
+    let source = Source::open(&path)?;
+    let tokenizer = Arc::new(Tokenizer::open(&path)?);
+    let decoder = Decoder::load(&source, |_, _| ())?;
+    let config = source.config().clone();
+    Ok(Opened {
+        name: name.to_string(),
+        path,
+        parameters: parameters(decoder.sites(), config.tied),
+        sha256: source.sha256()?.to_string(),
+        model: Arc::new(decoder),
+        config,
+        tokenizer,
+    })
+}
+
+/// The path of a model, fetched into the cache if it is not local.
+pub fn find(name: &str) -> Result<PathBuf> {
+    pull::resolve(name, &|what, done, total| {
+        tracing::debug!(what, done, total, "fetching");
+    })
+}
+
+impl Opened {
+    /// The model with a PEFT adapter bound, after checking that it was made for this base.
+    pub fn with_adapter(&self, dir: &Path) -> Result<Bound> {
+        peft::load(dir, &self.model, Some(&self.sha256))
+    }
+
+    /// The plain model, or with the adapter in `dir`.
+    pub fn policy(&self, dir: Option<&Path>) -> Result<Policy> {
+        Ok(match dir {
+            Some(dir) => self.with_adapter(dir)?.policy,
+            None => Policy::plain(self.model.clone()),
+        })
+    }
+}

@@ -1,0 +1,115 @@
+//! The data stage: files to rows, with everything said that was decided on the way.
+
+use std::path::PathBuf;
+
+use luthier_core::{Error, Result, Row, Seed, Table};
+use luthier_data::{Chain, CutTable, choose::split::split, read_many, transform::overlength};
+use luthier_model::{
+    Tokenizer,
+    render::{RenderOptions, Rendered, render_table},
+};
+use serde::Serialize;
+
+use crate::schema::{Data, Paths};
+
+/// Rows of one role, with the table they came from.
+pub struct Prepared {
+    /// The examples.
+    pub table: Table,
+    /// Their rows, after the over-length policy.
+    pub rows: Vec<Row>,
+    /// What that policy did.
+    pub cut: CutTable,
+}
+
+/// Sizes of a prepared set.
+#[derive(Clone, Debug, Serialize)]
+pub struct Counts {
+    /// Where it came from.
+    pub source: String,
+    /// The recognised layout.
+    pub layout: String,
+    /// SHA-256 of the files.
+    pub sha256: String,
+    /// Examples.
+    pub examples: usize,
+    /// Rows.
+    pub rows: usize,
+    /// Positions.
+    pub tokens: usize,
+    /// Positions with a non-zero weight.
+    pub trained: usize,
+    /// Longest row.
+    pub longest: usize,
+}
+
+impl Prepared {
+    /// Sizes.
+    pub fn counts(&self) -> Counts {
+        Counts {
+            source: self.table.name.clone(),
+            layout: self.table.layout.clone(),
+            sha256: self.table.sha256.clone(),
+            examples: self.table.examples.len(),
+            rows: self.rows.len(),
+            tokens: self.rows.iter().map(Row::len).sum(),
+            trained: self.rows.iter().map(Row::trained).sum(),
+            longest: self.rows.iter().map(Row::len).max().unwrap_or(0),
+        }
+    }
+
+    /// `file:line` of an example.
+    pub fn origin(&self, example: usize) -> String {
+        match self.table.examples.get(example) {
+            Some(example) => example.origin.to_string(),
+            None => format!("example {example}"),
+        }
+    }
+}
+
+/// Reads the files of one role.
+pub fn table(paths: &Paths, data: &Data) -> Result<Table> {
+    let paths: Vec<PathBuf> = paths.list().into_iter().map(PathBuf::from).collect();
+    read_many(&paths, &data.read)
+}
+
+/// Renders and applies the over-length policy.
+pub fn prepare(table: Table, data: &Data, tokenizer: &Tokenizer) -> Result<Prepared> {
+    let options = RenderOptions { loss_on: data.loss_on, ..RenderOptions::default() };
+    let rendered = render_table(&table, tokenizer, &options)?;
+    let rows: Vec<Row> = rendered.into_iter().map(|r: Rendered| r.row).collect();
+    let origin = |example: usize| match table.examples.get(example) {
+        Some(example) => example.origin.to_string(),
+        None => format!("example {example}"),
+    };
+    let eos = |id: u32| tokenizer.eos_ids().contains(&id);
+    let (rows, cut) = overlength::apply(data.overlength, data.max_length, rows, eos, origin)?;
+    if rows.is_empty() {
+        return Err(Error::input(&table.name, "no row is left to work on")
+            .hint("raise data.max_length or choose another data.overlength"));
+    }
+    Ok(Prepared { table, rows, cut })
+}
+
+/// Training and evaluation rows of a recipe.
+pub fn both(data: &Data, tokenizer: &Tokenizer, seed: Seed) -> Result<(Prepared, Option<Prepared>)> {
+    let Some(train) = &data.train else {
+        return Err(Error::input("data.train", "missing: nothing to train on")
+            .hint("name a file: data.train = \"train.jsonl\", or --data train.jsonl"));
+    };
+    let (whole, notes) =
+        Chain(data.steps.clone()).apply_noting(table(train, data)?, seed.split("data"))?;
+    for note in notes {
+        tracing::info!("data step {}: {} rows to {}", note.step, note.rows_in, note.rows_out);
+    }
+    let (train, eval) = match &data.eval {
+        Some(eval) => (whole, Some(table(eval, data)?)),
+        None if data.eval_fraction > 0.0 => {
+            let (train, eval) = split(whole, data.eval_fraction, seed.split("split"))?;
+            (train, Some(eval))
+        }
+        None => (whole, None),
+    };
+    let eval = eval.map(|table| prepare(table, data, tokenizer)).transpose()?;
+    Ok((prepare(train, data, tokenizer)?, eval))
+}

@@ -1,0 +1,267 @@
+//! All stages of a recipe: measure, train, measure again, report. Stages that are done are not done
+//! twice.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use luthier_core::{Error, Policy, Result, Table, io};
+use luthier_params::Bound;
+use luthier_probe::{
+    Score,
+    metric::{FieldCounts, Kind as Metric, NllReport, RowNll},
+    stats::{Bootstrap, Comparison},
+};
+use luthier_train::{Outcome, checkpoint};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    assemble,
+    evaluate::{AnswerRow, Limits, evaluate, general, metric},
+    manifest::MANIFEST,
+    open::Opened,
+    prepare,
+    report,
+    schema::{Eval, Recipe},
+    training::{Circumstances, RECIPE, Stage, check_out},
+};
+
+/// What was measured at one point of a run.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Measured {
+    /// What it depends on; another key means measuring again.
+    pub key: String,
+    /// The task.
+    pub task: Option<Task>,
+    /// General text.
+    pub general: Option<General>,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// The task's score and what it was made from.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Task {
+    /// The metric over the set.
+    pub score: Score,
+    /// One outcome per example.
+    pub outcomes: Vec<f64>,
+    /// What was answered.
+    pub answers: Vec<AnswerRow>,
+    /// Right and wrong by field, for structured answers.
+    pub fields: Option<BTreeMap<String, FieldCounts>>,
+}
+
+/// Likelihood of general text, with each row's own numbers for the paired test.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct General {
+    /// Over all rows.
+    pub report: NllReport,
+    /// Row by row.
+    pub rows: Vec<RowNll>,
+}
+
+/// A finished run.
+#[derive(Serialize)]
+pub struct Summary {
+    /// Measured before training.
+    pub before: Option<Measured>,
+    /// Measured after.
+    pub after: Option<Measured>,
+    /// The task, paired.
+    pub task: Option<Comparison>,
+    /// Training; absent when it had been done before.
+    pub train: Option<Outcome>,
+    /// The report.
+    pub report: PathBuf,
+    /// The folder with the trained adapter or model.
+    pub adapter: PathBuf,
+}
+
+/// The measuring stage with its data read.
+pub struct Measure {
+    eval: Eval,
+    metric: Metric,
+    task: Option<Table>,
+    general: Option<Table>,
+    max_length: usize,
+}
+
+impl Measure {
+    /// Reads what `[eval]` names.
+    pub fn new(recipe: &Recipe) -> Result<Option<Self>> {
+        let Some(eval) = recipe.eval.clone() else { return Ok(None) };
+        let metric = metric("eval.metric", &eval.metric)?;
+        let read = |paths: &Option<crate::schema::Paths>| {
+            paths.as_ref().map(|p| prepare::table(p, &recipe.data)).transpose()
+        };
+        let (task, general) = (read(&eval.data)?, read(&eval.general)?);
+        Ok(Some(Measure { eval, metric, task, general, max_length: recipe.data.max_length }))
+    }
+
+    fn key(&self, model: &str) -> String {
+        let hash = |t: &Option<Table>| t.as_ref().map_or(String::new(), |t| t.sha256.clone());
+        let text = format!(
+            "{model} {:?} {} {} {} {}",
+            self.metric,
+            self.eval.max_new_tokens,
+            hash(&self.task),
+            hash(&self.general),
+            env!("CARGO_PKG_VERSION")
+        );
+        io::sha256(text.as_bytes())
+    }
+
+    /// Measures a policy, or reads the result from `file` when it is there already.
+    fn once(&self, policy: &Policy, opened: &Opened, id: &str, file: &Path, say: Say) -> Result<Measured> {
+        let key = self.key(id);
+        if file.is_file() {
+            let known: Measured = io::read_json(file)?;
+            if known.key == key {
+                return Ok(known);
+            }
+        }
+        let begun = std::time::Instant::now();
+        let limits = Limits {
+            max_new_tokens: self.eval.max_new_tokens,
+            max_length: self.max_length,
+            ..Limits::default()
+        };
+        let (model, text) = (policy, &opened.tokenizer);
+        let ask = |table: &Table| -> Result<Task> {
+            let on_done = &mut |done, total| say(done, total);
+            let e = evaluate(model, text, table, &self.metric, &limits, on_done)?;
+            Ok(Task { score: e.score, outcomes: e.outcomes, answers: e.answers, fields: e.fields })
+        };
+        let task = self.task.as_ref().map(ask).transpose()?;
+        let read = |table: &Table| -> Result<General> {
+            let found = general(model, text, table, self.max_length)?;
+            Ok(General { report: found.report, rows: found.rows })
+        };
+        let general = self.general.as_ref().map(read).transpose()?;
+        let measured = Measured { key, task, general, seconds: begun.elapsed().as_secs_f64() };
+        io::write_json(file, &measured)?;
+        Ok(measured)
+    }
+
+    /// The task's table.
+    pub fn task(&self) -> Option<&Table> {
+        self.task.as_ref()
+    }
+
+    /// The general text's table.
+    pub fn general(&self) -> Option<&Table> {
+        self.general.as_ref()
+    }
+}
+
+/// Told how many answers are there, of how many.
+pub type Say<'a> = &'a dyn Fn(usize, usize);
+
+/// Where a run directory stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Fresh,
+    Begun,
+    Trained,
+}
+
+fn state(out: &Path, recipe: &str) -> Result<State> {
+    let known = out.join(RECIPE);
+    if !known.exists() {
+        check_out(out, false)?;
+        return Ok(State::Fresh);
+    }
+    if io::read_text(&known)? != recipe {
+        let what = "this folder holds a run of another recipe";
+        return Err(Error::input(out.display().to_string(), what).hint("name another --out"));
+    }
+    Ok(if out.join(MANIFEST).exists() { State::Trained } else { State::Begun })
+}
+
+/// Runs every stage into `out`.
+pub fn run(recipe: Recipe, out: &Path, how: &Circumstances, say: Say) -> Result<Summary> {
+    let measure = Measure::new(&recipe)?;
+    let stage = Stage::new(recipe)?;
+    let state = state(out, &stage.recipe.to_toml()?)?;
+    let (opened, fingerprint) = (&stage.opened, stage.fingerprint()?);
+
+    let plain = Policy::plain(opened.model.clone());
+    let before = match &measure {
+        Some(m) => {
+            tracing::info!("measuring the model as it is");
+            Some(m.once(&plain, opened, &opened.sha256, &out.join("before.json"), say)?)
+        }
+        None => None,
+    };
+
+    let outcome = match state {
+        State::Trained => {
+            tracing::info!("training is done already: {}", out.display());
+            restore(&stage.bound, opened, out)?;
+            None
+        }
+        _ => {
+            tracing::info!("training");
+            let how = Circumstances {
+                resume: state == State::Begun,
+                command: how.command.clone(),
+                ..*how
+            };
+            Some(stage.run(out, &how)?.outcome)
+        }
+    };
+
+    let after = match &measure {
+        Some(m) => {
+            tracing::info!("measuring the trained model");
+            let file = out.join("after.json");
+            Some(m.once(&stage.bound.policy, opened, &fingerprint, &file, say)?)
+        }
+        None => None,
+    };
+    let task = compare(before.as_ref(), after.as_ref())?;
+    let facts = assemble::Facts {
+        stage: &stage,
+        measure: measure.as_ref(),
+        before: before.as_ref(),
+        after: after.as_ref(),
+        task: task.as_ref(),
+        outcome: outcome.as_ref(),
+        out,
+        command: &how.command,
+    };
+    let report = report::write(out, &assemble::report(&facts)?)?;
+    Ok(Summary { before, after, task, train: outcome, report, adapter: out.to_path_buf() })
+}
+
+/// Puts a finished run's weights back into the variables.
+fn restore(bound: &Bound, opened: &Opened, out: &Path) -> Result<()> {
+    match bound.kind {
+        luthier_params::Kind::Lora(_) => {
+            let saved = opened.with_adapter(out)?;
+            checkpoint::restore(&bound.vars, &checkpoint::snapshot(&saved.vars), out)
+        }
+        luthier_params::Kind::Full(_) => {
+            let weights = out.join("model.safetensors");
+            checkpoint::restore(&bound.vars, &luthier_core::StateDict::load(&weights)?, &weights)
+        }
+    }
+}
+
+fn compare(before: Option<&Measured>, after: Option<&Measured>) -> Result<Option<Comparison>> {
+    let task = |m: Option<&Measured>| m.and_then(|m| m.task.clone());
+    match (task(before), task(after)) {
+        (Some(b), Some(a)) => {
+            let test = Bootstrap::default();
+            Ok(Some(Comparison::of(&b.score.metric, &b.outcomes, &a.outcomes, &test)?))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Perplexities, for printing.
+pub fn perplexity(measured: Option<&Measured>) -> Option<&NllReport> {
+    measured.and_then(|m| m.general.as_ref()).map(|g| &g.report)
+}

@@ -1,0 +1,305 @@
+//! The training stage: from a recipe to a trained adapter or model in a run directory.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::atomic::AtomicBool,
+};
+
+use luthier_core::{Error, Result, Row, Seed, StateDict, io};
+use luthier_data::Plan;
+use luthier_decode::{Generate, generate};
+use luthier_model::render::generation_prompt;
+use luthier_params::{Bound, Kind};
+use luthier_train::{
+    Activation, Job, Outcome, Stopped, Train, checkpoint,
+    estimate::{self, Memory, Sizes},
+    log::{self, Sample},
+    order::micro_batches,
+};
+
+use crate::{
+    export,
+    manifest::{self, Input, Manifest},
+    open::Opened,
+    prepare::{self, Prepared},
+    schema::Recipe,
+    text::Text,
+};
+
+/// How a stage is run, apart from what the recipe says.
+pub struct Circumstances<'a> {
+    /// Goes on from the newest checkpoint.
+    pub resume: bool,
+    /// Shows a progress bar.
+    pub progress: bool,
+    /// Set to stop after the step in progress.
+    pub stop: &'a AtomicBool,
+    /// The command line, for the manifest.
+    pub command: String,
+}
+
+/// A training stage ready to start.
+pub struct Stage {
+    /// The recipe with every default.
+    pub recipe: Recipe,
+    /// Its `[train]` table.
+    pub config: Train,
+    /// The base model.
+    pub opened: Opened,
+    /// Training rows.
+    pub train: Prepared,
+    /// Evaluation rows.
+    pub eval: Option<Prepared>,
+    /// The policy and what learns.
+    pub bound: Bound,
+    /// Steps of any epoch.
+    pub plan: Plan,
+    /// Whether block activations are kept.
+    pub keep: bool,
+    /// Estimated peak memory.
+    pub memory: Memory,
+}
+
+/// What a finished training stage leaves.
+pub struct Trained {
+    /// How the run went.
+    pub outcome: Outcome,
+    /// Files of the trained adapter or model.
+    pub files: Vec<PathBuf>,
+}
+
+impl Stage {
+    /// Opens the model, prepares the data, binds the parameters: all errors of the recipe show
+    /// here, before anything is written.
+    pub fn new(recipe: Recipe) -> Result<Self> {
+        let recipe = recipe.resolved();
+        let Some(config) = recipe.train.clone() else {
+            return Err(Error::input("train", "the recipe has no training stage")
+                .hint("add a [train] table"));
+        };
+        config.check()?;
+        if recipe.models.policy.is_empty() {
+            return Err(Error::input("models.policy", "missing: which model is trained?")
+                .hint("models.policy = \"smollm2-135m-instruct\", or --model"));
+        }
+        let opened = crate::open::open(&recipe.models.policy)?;
+        Stage::with(recipe, config, opened)
+    }
+
+    /// The same on a model that is already open.
+    pub fn with(recipe: Recipe, config: Train, opened: Opened) -> Result<Self> {
+        let seed = Seed(config.seed);
+        let (train, eval) = prepare::both(&recipe.data, &opened.tokenizer, seed)?;
+        for row in train.rows.iter().chain(eval.iter().flat_map(|e| &e.rows)) {
+            luthier_core::Batch::from_rows([row]).check_vocab(opened.model.vocab())?;
+        }
+        let bound = config.params.bind(&opened.model, seed.split("params"))?;
+        if let Some(from) = &config.continue_from {
+            continue_from(&bound, &opened, Path::new(from))?;
+        }
+        let plan = Plan {
+            lengths: train.rows.iter().map(Row::len).collect(),
+            batch_tokens: config.batch_tokens,
+            seed: seed.split("order"),
+            group_by_length: config.group_by_length,
+        };
+        let (keep, memory) = memory(&config, &opened, &bound, &train.rows, &plan)?;
+        Ok(Stage { recipe, config, opened, train, eval, bound, plan, keep, memory })
+    }
+
+    /// Identifies recipe, data and model, whatever they are called.
+    pub fn fingerprint(&self) -> Result<String> {
+        let mut recipe = self.recipe.clone();
+        recipe.models.policy = self.opened.sha256.clone();
+        recipe.data.train = None;
+        recipe.data.eval = None;
+        recipe.eval = None;
+        let eval = self.eval.as_ref().map_or("", |e| e.table.sha256.as_str());
+        let text = recipe.to_toml()?
+            + &self.train.table.sha256
+            + eval
+            + self.opened.tokenizer.sha256();
+        Ok(io::sha256(text.as_bytes()))
+    }
+
+    /// Trains and writes everything into `out`.
+    pub fn run(&self, out: &Path, how: &Circumstances) -> Result<Trained> {
+        let recipe = self.recipe.to_toml()?;
+        io::write_bytes(&out.join(RECIPE), recipe.as_bytes())?;
+        let export = |dir: &Path| -> Result<()> {
+            // A full model's weights are in the checkpoint already, under their own names.
+            match &self.bound.kind {
+                Kind::Lora(_) => export::trained(&self.bound, &self.opened, dir).map(|_| ()),
+                Kind::Full(_) => Ok(()),
+            }
+        };
+        let rows = |p: &Option<Prepared>| p.as_ref().map_or(Vec::new(), |p| p.rows.clone());
+        let outcome = luthier_train::run(&Job {
+            policy: &self.bound.policy,
+            vars: &self.bound.vars,
+            config: &self.config,
+            train: &self.train.rows,
+            eval: &rows(&self.eval),
+            order: &|epoch| self.plan.epoch(epoch),
+            describe: &|example| self.train.origin(example),
+            export: &export,
+            sample: &|step| self.samples(step),
+            stop: how.stop,
+            out,
+            resume: how.resume,
+            fingerprint: self.fingerprint()?,
+            keep: self.keep,
+            progress: how.progress,
+        })?;
+        if let Some(Stopped::Interrupted(dir)) = &outcome.stopped {
+            let what = format!("interrupted; everything is in {}", dir.display());
+            return Err(Error::failed(format!("step {}", outcome.steps), what)
+                .hint("run the same command with --resume to go on"));
+        }
+        let mut files = export::trained(&self.bound, &self.opened, out)?;
+        files.push(out.join(RECIPE));
+        self.manifest(out, &outcome, &files, &how.command, &recipe)?;
+        Ok(Trained { outcome, files })
+    }
+
+    fn manifest(
+        &self,
+        out: &Path,
+        outcome: &Outcome,
+        files: &[PathBuf],
+        command: &str,
+        recipe: &str,
+    ) -> Result<()> {
+        let input = |role: &str, name: &str, sha256: &str| Input {
+            role: role.into(),
+            name: name.into(),
+            sha256: sha256.into(),
+        };
+        let mut inputs = vec![
+            input("model", &self.opened.name, &self.opened.sha256),
+            input("tokenizer", self.opened.tokenizer.name(), self.opened.tokenizer.sha256()),
+            input("train", &self.train.table.name, &self.train.table.sha256),
+        ];
+        if let Some(eval) = &self.eval {
+            inputs.push(input("eval", &eval.table.name, &eval.table.sha256));
+        }
+        let mut metrics = std::collections::BTreeMap::from([
+            ("train_loss".to_string(), outcome.train_loss),
+            ("steps".to_string(), outcome.steps as f64),
+        ]);
+        metrics.extend(outcome.eval_loss.map(|loss| ("eval_loss".to_string(), loss)));
+        let manifest = Manifest {
+            luthier: env!("CARGO_PKG_VERSION").into(),
+            command: command.into(),
+            recipe_sha256: io::sha256(recipe.as_bytes()),
+            seed: self.config.seed,
+            inputs,
+            outputs: manifest::outputs(out, files.iter().map(PathBuf::as_path))?,
+            metrics,
+        };
+        manifest.write(out)
+    }
+
+    /// Greedy answers to the first evaluation (or training) prompts, for the log.
+    fn samples(&self, step: u64) -> Result<Vec<Sample>> {
+        let table = &self.eval.as_ref().unwrap_or(&self.train).table;
+        let tokenizer = &self.opened.tokenizer;
+        let chosen: Vec<_> = table.examples.iter().take(self.config.samples).collect();
+        let prompts: Vec<Vec<u32>> =
+            chosen.iter().map(|e| generation_prompt(e, tokenizer)).collect::<Result<_>>()?;
+        let options = Generate {
+            max_new_tokens: 64,
+            eos: tokenizer.eos_ids().to_vec(),
+            ..Generate::default()
+        };
+        let text = Text(tokenizer);
+        let answers =
+            generate(&self.bound.policy, &prompts, &options, &text, &mut |_, _, _| ())?;
+        let sample = |(example, answer): (&&luthier_core::Example, luthier_decode::Generated)| {
+            Sample {
+                step,
+                sample_prompt: example.prompt.last().map_or(String::new(), |t| t.content.clone()),
+                sample_text: answer.text,
+                sample_expected: example.completions.first().map(|c| c.text().to_string()),
+            }
+        };
+        Ok(chosen.iter().zip(answers).map(sample).collect())
+    }
+}
+
+/// The resolved recipe inside a run directory.
+pub const RECIPE: &str = "recipe.toml";
+
+/// Refuses an output folder that holds a run, unless it shall be resumed.
+pub fn check_out(out: &Path, resume: bool) -> Result<()> {
+    let taken = [RECIPE, log::METRICS, "adapter_config.json", "config.json"];
+    let holds = taken.iter().find(|f| out.join(f).exists());
+    let at = out.display().to_string();
+    match (holds, resume) {
+        (Some(file), false) => {
+            Err(Error::input(at, format!("this folder already holds a run ({file})"))
+                .hint("name another --out, or go on with --resume"))
+        }
+        (None, true) => Err(Error::input(at, "there is no run to resume")
+            .hint("start it without --resume")),
+        _ if out.is_file() => Err(Error::input(at, "is a file, a folder is needed")),
+        _ => Ok(()),
+    }
+}
+
+/// Takes the weights, and only the weights, of an adapter or a checkpoint.
+fn continue_from(bound: &Bound, opened: &Opened, from: &Path) -> Result<()> {
+    let trained = from.join("trained.safetensors");
+    if trained.is_file() {
+        return checkpoint::restore(&bound.vars, &StateDict::load(&trained)?, &trained);
+    }
+    let saved = opened.with_adapter(from)?;
+    checkpoint::restore(&bound.vars, &checkpoint::snapshot(&saved.vars), from)
+}
+
+/// Decides whether activations are kept, and estimates the peak.
+fn memory(
+    config: &Train,
+    opened: &Opened,
+    bound: &Bound,
+    rows: &[Row],
+    plan: &Plan,
+) -> Result<(bool, Memory)> {
+    let trainable: u64 = bound.vars.iter().map(|(_, v)| v.elem_count() as u64).sum();
+    let mut largest = (0, 0);
+    for step in plan.epoch(0) {
+        for micro in micro_batches(&step, rows, config.micro_tokens()) {
+            let tokens: usize = micro.iter().map(|i| rows[*i].len()).sum();
+            let trained: usize = micro.iter().map(|i| rows[*i].trained()).sum();
+            largest = largest.max((tokens as u64, trained as u64));
+        }
+    }
+    let full = matches!(bound.kind, Kind::Full(_));
+    let sizes = |keep| Sizes {
+        parameters: opened.parameters,
+        trainable,
+        in_place: if full { trainable } else { 0 },
+        micro_tokens: largest.0,
+        micro_trained: largest.1,
+        buffers: config.update.check().map_or(2, |plan| plan.state.len() as u64),
+        keep,
+    };
+    // Each hooked linear adds its low-rank sum to the kept values.
+    let per_layer = opened.model.n_layers().max(1) as u64;
+    let hooked = bound.policy.hooks.sites().filter_map(|id| opened.model.sites().info(id).linear());
+    let adapted = hooked.map(|(_, o)| 2 * o as u64).sum::<u64>() / per_layer;
+    let of = |keep| estimate::memory(opened.model.as_ref(), sizes(keep), adapted);
+    let keep = match config.activation {
+        Activation::Keep => true,
+        Activation::Recompute => false,
+        Activation::Auto => available_memory().is_none_or(|room| of(true).total() < room / 10 * 6),
+    };
+    Ok((keep, of(keep)))
+}
+
+/// Memory the system could give, where it tells.
+fn available_memory() -> Option<u64> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find(|l| l.starts_with("MemAvailable:"))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
