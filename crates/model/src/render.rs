@@ -187,8 +187,9 @@ fn chat(
 ) -> Result<Rendered> {
     let messages: Vec<Value> = turns.iter().map(|t| message(t)).collect();
     let speech = spans::Speech { example, turns, messages: &messages, tokenizer };
-    let (text, spans) = speech.locate(&weights_of(turns, options.loss_on))?;
-    let everywhere = if options.loss_on == LossOn::All { 1.0 } else { 0.0 };
+    let everything = options.loss_on == LossOn::All;
+    let (text, spans) = speech.locate(&weights_of(turns, options.loss_on), everything)?;
+    let everywhere = f32::from(u8::from(everything));
     let encoded = tokenizer.encode_with_offsets(&text)?;
     let mut rendered = Rendered { text, spans, ..Rendered::default() };
     let mut next = 0;

@@ -14,7 +14,7 @@ use std::{
 
 use luthier_core::{Error, Result, io};
 use serde_json::{Map, Value};
-use tokenizers::PostProcessorWrapper;
+use tokenizers::{AddedToken, PostProcessorWrapper};
 
 use crate::{
     gguf::Gguf,
@@ -82,6 +82,10 @@ impl Tokenizer {
         template: Option<ChatTemplate>,
     ) -> Result<Self> {
         let failed = |e: tokenizers::Error| Error::input(name.as_str(), format!("tokenizer: {e}"));
+        // Named tokens are control tokens even where the vocabulary forgot to say so.
+        let named = special.values().filter(|t| inner.token_to_id(t).is_some());
+        let named: Vec<AddedToken> = named.map(|t| AddedToken::from(t.as_str(), true)).collect();
+        inner.add_special_tokens(named).map_err(failed)?;
         inner.with_truncation(None).map_err(failed)?;
         inner.with_padding(None);
         let plain = inner.encode_fast("a", false).map_err(failed)?.get_ids().first().copied();

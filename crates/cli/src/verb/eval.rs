@@ -1,7 +1,6 @@
 //! `luthier eval`: a score with its interval, alone or against another model.
 
 use std::{
-    io::Write,
     path::{Path, PathBuf},
     sync::Arc,
     time::Instant,

@@ -98,8 +98,9 @@ pub fn run(args: Args) -> Result<()> {
     if let Some(error) = broken {
         return Err(error);
     }
+    let each = ids.len();
     let ordered: Vec<(&str, &Generated)> = (0..examples.len())
-        .flat_map(|p| (0..args.n).map(move |i| (p, p + i * ids.len())))
+        .flat_map(|p| (0..args.n).map(move |i| (p, p + i * each)))
         .map(|(p, sequence)| (asked(&examples[p]), &all[sequence]))
         .collect();
     if args.json {

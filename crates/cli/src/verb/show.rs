@@ -49,8 +49,8 @@ pub fn run(args: Args) -> Result<()> {
     // The same randomness as in training, so that these are the rows that training sees.
     let seed = Seed(recipe.train.clone().unwrap_or_default().seed).split("data");
     let (table, notes) = Chain(data.steps.clone()).apply_noting(whole, seed)?;
-    let source = Source::open(&bring(&recipe.models.policy)?)?;
-    let tokenizer = Tokenizer::of(&source)?;
+    let path = bring(&recipe.models.policy)?;
+    let (source, tokenizer) = (Source::open(&path)?, Tokenizer::open(&path)?);
     let options = RenderOptions { loss_on: data.loss_on, ..RenderOptions::default() };
     let rendered = render_table(&table, &tokenizer, &options)?;
     let vocab = source.config().vocab;

@@ -24,9 +24,9 @@ pub struct Speech<'a> {
 }
 
 impl Speech<'_> {
-    /// The whole text, and the spans of its turns in order. Turns of weight 0 that cannot be found
-    /// are left to the template.
-    pub fn locate(&self, weights: &[f32]) -> Result<(String, Vec<Span>)> {
+    /// The whole text, and the spans of its turns in order. Turns that cannot be found are left to
+    /// the template when their weight is 0, or when `everything` is trained anyway.
+    pub fn locate(&self, weights: &[f32], everything: bool) -> Result<(String, Vec<Span>)> {
         let whole = self.tokenizer.chat(&conversation(self.example, self.messages, false))?;
         let text = whole.text;
         let assistants: Vec<usize> =
@@ -36,24 +36,41 @@ impl Speech<'_> {
         if marked {
             given = self.match_blocks(given, &assistants, weights)?;
         }
+        let others = self.others(&text, &assistants);
         let mut spans: Vec<Span> = Vec::new();
         let mut cursor = 0;
         for (i, turn) in self.turns.iter().enumerate() {
-            let range = match assistants.binary_search(&i) {
+            let needed = weights[i] != 0.0 && (!everything || turn.weight.is_some());
+            let mut exact = true;
+            let mut range = match assistants.binary_search(&i) {
                 Ok(nth) if marked => given.get(nth).cloned().map(|r| self.close(&text, r)),
-                Ok(_) if weights[i] != 0.0 => Some(self.spoken(&text, cursor, i)?),
-                _ => self.quoted(&text, cursor, turn),
+                Ok(_) if needed => Some(self.spoken(&text, cursor, i)?),
+                Ok(_) => self.spoken(&text, cursor, i).ok(),
+                Err(_) => match &others {
+                    Some(places) => places[i].clone(),
+                    None if needed => self.marked(&text, cursor, i, 0, "")?,
+                    None => {
+                        exact = false;
+                        quoted(&text, cursor, turn)
+                    }
+                },
             };
-            let Some(range) = range else {
-                if weights[i] != 0.0 && self.turns[i].weight.is_some() {
-                    return Err(self.lost(i));
-                }
-                continue;
-            };
-            if range.start < cursor {
-                return Err(self.lost(i));
+            if turn.weight.is_some_and(|w| w != 0.0) {
+                range = range.map(|r| self.close(&text, r));
             }
-            cursor = range.end;
+            let Some(range) = range.filter(|r| !exact || r.start >= cursor) else {
+                match needed {
+                    true => return Err(self.lost(i)),
+                    false => continue,
+                }
+            };
+            if exact {
+                cursor = range.end;
+                // A guess that turns out to lie in another turn was a wrong guess.
+                while spans.last().is_some_and(|s| s.range.end > range.start) {
+                    spans.pop();
+                }
+            }
             spans.push(Span { turn: i, role: turn.role.clone(), range, weight: weights[i] });
         }
         Ok((text, spans))
@@ -179,17 +196,41 @@ impl Speech<'_> {
         range
     }
 
-    /// A turn whose words stand in the text as they are.
-    fn quoted(&self, text: &str, cursor: usize, turn: &Turn) -> Option<Range<usize>> {
-        let words = turn.content.trim();
-        if words.is_empty() {
-            return None;
+    /// Where the words of all turns but the assistant's stand: rendered once more with marks in
+    /// their place, the text between the marks must be the same. `None` if it is not.
+    fn others(&self, text: &str, assistants: &[usize]) -> Option<Vec<Option<Range<usize>>>> {
+        let mut messages = self.messages.to_vec();
+        let marked: Vec<usize> = (0..self.turns.len())
+            .filter(|i| assistants.binary_search(i).is_err() && !self.turns[*i].content.is_empty())
+            .collect();
+        for i in &marked {
+            messages[*i]["content"] = Value::from(format!("{MARK}{i}z"));
         }
-        let begin = cursor + text[cursor..].find(words)?;
-        let range = begin..begin + words.len();
-        let closes = turn.weight.is_some_and(|w| w != 0.0);
-        Some(if closes { self.close(text, range) } else { range })
+        let skeleton = self.render(&messages, false).ok()?;
+        let mut places = vec![None; self.turns.len()];
+        let (mut rest, mut cursor) = (skeleton.as_str(), 0);
+        for i in marked {
+            // A template may leave a turn out altogether.
+            let Some((literal, after)) = rest.split_once(&format!("{MARK}{i}z")) else { continue };
+            cursor += text[cursor..].starts_with(literal).then_some(literal.len())?;
+            let words = self.turns[i].content.as_str();
+            let next = after.split(MARK).next().unwrap_or_default();
+            let variants = [words, words.trim(), words.trim_end(), words.trim_start()];
+            let fits = |w: &&str| text[cursor..].strip_prefix(*w).is_some_and(|t| t.starts_with(next));
+            let words = variants.into_iter().find(fits)?;
+            places[i] = Some(cursor..cursor + words.len());
+            cursor += words.len();
+            rest = after;
+        }
+        (text[cursor..] == *rest).then_some(places)
     }
+}
+
+/// A turn whose words stand somewhere in the text as they are; good enough to show, not to train.
+fn quoted(text: &str, cursor: usize, turn: &Turn) -> Option<Range<usize>> {
+    let words = turn.content.trim();
+    let begin = cursor + text[cursor..].find(words).filter(|_| !words.is_empty())?;
+    Some(begin..begin + words.len())
 }
 
 /// Whether `text` ends in `<…>` or `[…]` spelling a special token.

@@ -2,7 +2,7 @@
 
 use minijinja::{
     Error, ErrorKind, Output, State, Value,
-    value::{Kwargs, ValueKind, from_args},
+    value::{Kwargs, Tuple, ValueKind, from_args},
 };
 use minijinja_contrib::pycompat::unknown_method_callback;
 
@@ -136,7 +136,7 @@ fn string(text: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error
 }
 
 fn parts(parts: [&str; 3]) -> Value {
-    parts.into_iter().map(Value::from).collect()
+    Value::from(Tuple::from(parts.map(Value::from)))
 }
 
 /// `split` and `rsplit` with `sep` and `maxsplit` by position or by name.

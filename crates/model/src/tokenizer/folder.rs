@@ -50,10 +50,6 @@ pub fn load(dir: &Path) -> Result<Tokenizer> {
             special.insert(key.to_string(), token.to_string());
         }
     }
-    // Named tokens are control tokens even where tokenizer.json forgot to say so.
-    let named = special.values().filter(|t| inner.token_to_id(t).is_some());
-    let named: Vec<AddedToken> = named.map(|t| AddedToken::from(t.as_str(), true)).collect();
-    inner.add_special_tokens(named).map_err(|e| Error::input(name.as_str(), e.to_string()))?;
 
     let mut eos = ids(object(&dir.join("generation_config.json"))?.get("eos_token_id"));
     eos.extend(ids(object(&dir.join("config.json"))?.get("eos_token_id")));

@@ -253,3 +253,57 @@ fn meant(text: &str, choices: &[String], labels: &[String], at: &str) -> Result<
         (itself, place) => Ok(itself.or(place)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use luthier_core::Turn;
+    use serde_json::json;
+
+    use super::*;
+
+    fn row(columns: Value, completion: Option<&str>) -> Result<(usize, usize)> {
+        let said = completion.map(|text| Turn::new("assistant", text));
+        let mut example = Example::new("q.jsonl", 3, vec![Turn::new("user", "which?")], said);
+        example.columns = columns.as_object().unwrap().clone();
+        let (texts, labels) = choices(&example)?;
+        Ok((answer(&example, &texts, &labels)?, texts.len()))
+    }
+
+    #[test]
+    fn the_right_choice_is_understood_in_every_usual_spelling() {
+        let list = json!(["red", "green", "blue"]);
+        for (columns, completion) in [
+            (json!({"choices": list, "answer": 1}), None),
+            (json!({"choices": list, "answer": "B"}), None),
+            (json!({"choices": list, "label": "(b)"}), None),
+            (json!({"choices": list, "answer": null, "answerKey": "green"}), None),
+            (json!({"choices": list}), Some(" green")),
+            (json!({"choices": list}), Some("1")),
+            (json!({"choices": {"text": list, "label": ["1", "2", "3"]}, "answerKey": "2"}), None),
+            // A column says it more surely than the answer's text.
+            (json!({"choices": list, "label": 1}), Some("blue")),
+        ] {
+            assert_eq!(row(columns.clone(), completion).unwrap(), (1, 3), "{columns}");
+        }
+    }
+
+    #[test]
+    fn questions_that_cannot_be_asked_are_refused() {
+        let list = json!(["red", "green"]);
+        for (columns, completion, part) in [
+            (json!({}), Some("red"), "no column choices"),
+            (json!({"choices": "red"}), Some("red"), "list of texts"),
+            (json!({"choices": ["red"]}), Some("red"), "at least two"),
+            (json!({"choices": ["red", " "]}), Some("red"), "at least two"),
+            (json!({"choices": list}), None, "nothing says"),
+            (json!({"choices": list}), Some("yellow"), "none of the 2"),
+            (json!({"choices": list, "answer": 2}), None, "none of the 2"),
+            (json!({"choices": list, "answer": -1}), None, "none of the 2"),
+            (json!({"choices": ["1", "0"], "answer": "1"}), None, "both a choice and the place"),
+        ] {
+            let error = row(columns.clone(), completion).unwrap_err();
+            assert!(error.to_string().contains(part), "{columns}: {error}");
+            assert!(error.to_string().starts_with("q.jsonl:3") && error.exit_code() == 2);
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! Ten training steps against plain PyTorch, and the laws of a step.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{Arc, atomic::AtomicBool},
+};
+
+use candle_core::Var;
+use luthier_core::{Batch, Model, Row, Seed, StateDict};
+use luthier_loss::Loss;
+use luthier_model::{Decoder, Source};
+use luthier_params::{Bound, Full, Params, peft};
+use luthier_testkit::{assert_close, assert_same_bits, golden};
+use luthier_train::{
+    Gradients, Job, Outcome, Stopped, Train, checkpoint, forward_backward, log::metrics,
+};
+use luthier_update::Update;
+
+fn model(name: &str) -> Arc<dyn Model> {
+    let source = Source::open(&golden::golden(format!("models/{name}"))).unwrap();
+    Arc::new(Decoder::load(&source, |_, _| ()).unwrap())
+}
+
+/// The pinned runs' update: AdamW, clip 1, two warm-up steps, cosine to step 10.
+fn update() -> Update {
+    toml::from_str(
+        "max_grad_norm = 1.0\n[adamw]\nlearning_rate = 1e-2\nbetas = [0.9, 0.999]\neps = 1e-8\n\
+         weight_decay = 0.01\n[schedule.cosine]\nwarmup_steps = 2\n",
+    )
+    .unwrap()
+}
+
+fn rows(batch: &Batch) -> Vec<Row> {
+    let row = |b: usize| {
+        let range = batch.rows.range(b);
+        Row {
+            ids: batch.ids_n[range.clone()].to_vec(),
+            targets: batch.targets_n[range.clone()].to_vec(),
+            weights: batch.weights_n[range].to_vec(),
+            example: b,
+        }
+    };
+    (0..batch.rows.b()).map(row).collect()
+}
+
+/// Runs `config` on steps of given rows through the whole run loop.
+fn run(
+    bound: &Bound,
+    config: &Train,
+    (rows, steps): &(Vec<Row>, Vec<Vec<usize>>),
+    out: &Path,
+    resume: bool,
+    stop: bool,
+) -> Outcome {
+    luthier_train::run(&Job {
+        policy: &bound.policy,
+        vars: &bound.vars,
+        config,
+        train: rows,
+        eval: &[],
+        order: &|_| steps.to_vec(),
+        describe: &|i| format!("row {i}"),
+        export: &|_| Ok(()),
+        sample: &|_| Ok(Vec::new()),
+        stop: &AtomicBool::new(stop),
+        out,
+        resume,
+        fingerprint: "test".into(),
+        keep: true,
+        progress: false,
+    })
+    .unwrap()
+}
+
+fn pinned(recorded: &StateDict, bound: &Bound, final_name: impl Fn(&str) -> String) {
+    let (mut all, mut steps) = (Vec::new(), Vec::new());
+    for t in 0..10 {
+        let batch = golden::batch(recorded, &format!("step.{t}."));
+        let first = all.len();
+        all.extend(rows(&batch));
+        steps.push((first..all.len()).collect::<Vec<_>>());
+    }
+    let config = Train { update: update(), ..Train::default() };
+    let out = tempfile::tempdir().unwrap();
+    run(bound, &config, &(all, steps), out.path(), false, false);
+    let lines = metrics::read(&out.path().join("metrics.jsonl")).unwrap();
+    let column = |name: &str| recorded.get(name).unwrap().to_vec1::<f32>().unwrap();
+    let (losses, norms) = (column("losses"), column("grad_norms"));
+    for t in 0..10 {
+        for (key, want) in [("loss", losses[t]), ("grad_norm", norms[t])] {
+            let (got, want) = (lines[t][key].as_f64().unwrap(), f64::from(want));
+            assert!((got - want).abs() < 1e-4 * want, "step {t}: {key} {got}, expected {want}");
+        }
+    }
+    for (name, var) in &bound.vars {
+        let want = recorded.get(&final_name(name)).unwrap_or_else(|| panic!("{name}"));
+        assert_close(name, &var.as_detached_tensor(), want, 2e-3, 1e-5);
+    }
+}
+
+/// The recorded name that ends in PEFT's key of one of our variables.
+fn peft_key(model: &dyn Model, name: &str, known: &[String]) -> String {
+    let (site, part) = name.split_once(".lora_").unwrap();
+    let module = model.sites().get(site).unwrap().module.clone().unwrap();
+    let tail = format!("{module}.lora_{part}.weight");
+    known.iter().find(|k| k.ends_with(&tail)).unwrap_or_else(|| panic!("no {tail}")).clone()
+}
+
+#[test]
+fn ten_losses_of_a_lora_run_are_those_of_pytorch() {
+    let model = model("llama");
+    let bound = peft::load(&golden::golden("lora"), &model, None).unwrap();
+    let recorded = golden::load_tensors("lora/run.safetensors");
+    let finals = recorded.iter().map(|(n, _)| n.to_string()).filter(|n| n.starts_with("final."));
+    let known: Vec<String> = finals.collect();
+    pinned(&recorded, &bound, |name| peft_key(model.as_ref(), name, &known));
+}
+
+#[test]
+fn ten_losses_of_full_fine_tuning_are_those_of_pytorch() {
+    let model = model("llama-tied-llama3");
+    let params = Params { full: Some(Full::default()), lora: None };
+    let bound = params.bind(&model, Seed(0)).unwrap();
+    let recorded = golden::load_tensors("models/llama-tied-llama3/run.safetensors");
+    pinned(&recorded, &bound, |name| format!("final.{name}"));
+}
+
+fn gradients(bound: &Bound, batches: &[Batch], keep: bool) -> (f64, Gradients) {
+    let loss = Loss::default();
+    let objective = loss.objective().unwrap();
+    let scale = 1.0 / objective.normaliser(batches);
+    let (mut all, mut sum) = (Gradients::new(), 0.0);
+    for batch in batches {
+        let (policy, vars) = (&bound.policy, &bound.vars);
+        let share =
+            forward_backward(policy, vars, objective, batch, keep, None, scale, &mut all).unwrap();
+        sum += share.sum * scale;
+    }
+    (sum, all)
+}
+
+fn adapted() -> (Bound, Batch) {
+    let bound = peft::load(&golden::golden("lora"), &model("llama"), None).unwrap();
+    (bound, golden::batch(&golden::load_tensors("lora/golden.safetensors"), ""))
+}
+
+#[test]
+fn layer_by_layer_gives_pefts_gradients_kept_or_recomputed() {
+    let recorded = golden::load_tensors("lora/golden.safetensors");
+    let (bound, batch) = adapted();
+    let (loss, kept) = gradients(&bound, std::slice::from_ref(&batch), true);
+    let want = f64::from(recorded.get("loss").unwrap().to_vec1::<f32>().unwrap()[0]);
+    assert!((loss - want).abs() < 1e-4 * want);
+    let by_name: BTreeMap<String, _> =
+        golden::gradients(&recorded).map(|(n, t)| (n.to_string(), t)).collect();
+    assert_eq!(by_name.len(), kept.len());
+    let known: Vec<String> = by_name.keys().cloned().collect();
+    for (name, got) in &kept {
+        let key = peft_key(bound.policy.model.as_ref(), name, &known);
+        assert_close(name, got, by_name[&key], 1e-4, 1e-7);
+    }
+    let (_, recomputed) = gradients(&bound, std::slice::from_ref(&batch), false);
+    for (name, got) in &recomputed {
+        assert_same_bits(name, got, &kept[name]);
+    }
+}
+
+#[test]
+fn any_split_of_a_batch_is_the_same_step() {
+    let (bound, batch) = adapted();
+    let one: Vec<Batch> = rows(&batch).iter().map(|r| Batch::from_rows([r])).collect();
+    let (loss, whole) = gradients(&bound, std::slice::from_ref(&batch), true);
+    let (split_loss, split) = gradients(&bound, &one, true);
+    assert!((loss - split_loss).abs() < 1e-6 * loss);
+    for (name, got) in &split {
+        assert_close(name, got, &whole[name], 2e-5, 1e-8);
+    }
+}
+
+/// Twelve rows in six steps.
+fn small() -> (Vec<Row>, Vec<Vec<usize>>) {
+    let mut rng = Seed(3).rng();
+    let row = |i: usize| {
+        let tokens: Vec<u32> = (0..5 + i).map(|_| rng.below(96) as u32).collect();
+        Row::from_tokens(&tokens, &vec![1.0; tokens.len()], i)
+    };
+    ((0..12).map(row).collect(), (0..6).map(|s| vec![2 * s, 2 * s + 1]).collect())
+}
+
+fn fresh() -> Bound {
+    let params: Params = toml::from_str("[lora]\nr = 2\nalpha = 8\ndropout = 0.2\n").unwrap();
+    params.bind(&model("llama"), Seed(5)).unwrap()
+}
+
+fn values(vars: &[(String, Var)]) -> Vec<u8> {
+    checkpoint::snapshot(vars).to_safetensors(&[]).unwrap()
+}
+
+#[test]
+fn a_resumed_run_is_bit_equal_to_an_uninterrupted_one() {
+    let data = small();
+    let config = Train { update: update(), epochs: 2.0, save_steps: 1, ..Train::default() };
+    let (whole, straight) = (fresh(), tempfile::tempdir().unwrap());
+    run(&whole, &config, &data, straight.path(), false, false);
+    let want = values(&whole.vars);
+    for at in [1, 6, 11] {
+        // Killed after checkpoint `at`: later checkpoints never came to be, later lines did.
+        let (killed, out) = (fresh(), tempfile::tempdir().unwrap());
+        run(&killed, &config, &data, out.path(), false, false);
+        for (step, dir) in checkpoint::list(out.path()).unwrap() {
+            if step > at {
+                std::fs::remove_dir_all(dir).unwrap();
+            }
+        }
+        let resumed = fresh();
+        run(&resumed, &config, &data, out.path(), true, false);
+        assert!(values(&resumed.vars) == want, "resumed at step {at}: other weights");
+        let lines = |dir: &Path| -> Vec<_> {
+            let all = metrics::read(&dir.join("metrics.jsonl")).unwrap();
+            all.into_iter().map(metrics::without_timings).collect()
+        };
+        assert_eq!(lines(out.path()), lines(straight.path()), "resumed at step {at}: other log");
+    }
+}
+
+#[test]
+fn an_interruption_leaves_a_checkpoint_to_go_on_from() {
+    let data = small();
+    let config = Train { update: update(), ..Train::default() };
+    let (whole, straight) = (fresh(), tempfile::tempdir().unwrap());
+    run(&whole, &config, &data, straight.path(), false, false);
+    let (first, out) = (fresh(), tempfile::tempdir().unwrap());
+    let outcome = run(&first, &config, &data, out.path(), false, true);
+    assert_eq!(outcome.stopped, Some(Stopped::Interrupted(out.path().join("checkpoint-1"))));
+    let second = fresh();
+    let outcome = run(&second, &config, &data, out.path(), true, false);
+    assert_eq!((outcome.steps, outcome.stopped), (6, None));
+    assert!(values(&second.vars) == values(&whole.vars));
+}
