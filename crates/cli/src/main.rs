@@ -75,6 +75,7 @@ fn run(cli: Cli) -> Result<()> {
 }
 
 fn main() -> std::process::ExitCode {
+    luthier_kernels::threads::only_rayon();
     out::start_log();
     match run(Cli::parse()) {
         Ok(()) => std::process::ExitCode::SUCCESS,

@@ -220,7 +220,8 @@ fn methods_are_a_list() {
         assert!(method["paper"].is_null() || method["paper"].is_u64());
         assert!(method["recipe"].is_null() || method["recipe"].is_string());
     }
-    assert!(list.iter().any(|m| m["name"] == "lora" && m["seam"] == "params"));
+    let lora = list.iter().find(|m| m["name"] == "lora" && m["seam"] == "params").unwrap();
+    assert_eq!(lora["recipe"], "recipes/quickstart/quickstart.toml");
     let text = run(dir.path(), "methods");
     assert_eq!(text.text().lines().count(), list.len() + 1);
     assert!(run(dir.path(), "methods adamw").text().contains("[train.update.adamw]"));
@@ -244,6 +245,8 @@ fn bad_arguments_and_files_get_one_clear_error() {
     let dir = workplace();
     let bad = "{\"prompt\":\"a\",\"completion\":\"b\"}\n{\"prompt\":\"a\",\n";
     fs::write(dir.path().join("bad.jsonl"), bad).unwrap();
+    let long = format!("{{\"prompt\":\"{}\",\"completion\":\"b\"}}\n", "long ".repeat(120));
+    fs::write(dir.path().join("long.jsonl"), long).unwrap();
     for (line, words) in [
         ("eval --model m --data bad.jsonl", &["bad.jsonl:2"][..]),
         ("eval --model m --data nowhere.jsonl", &["nowhere.jsonl"]),
@@ -253,6 +256,9 @@ fn bad_arguments_and_files_get_one_clear_error() {
         ("eval --model m --data qa.jsonl --against base", &["--against base", "--adapter"]),
         ("eval --model m --data qa.jsonl --against qa", &["qa"]),
         ("eval --model m --data qa.jsonl --limit 0", &["--limit"]),
+        ("eval --model m --data long.jsonl", &["long.jsonl:1", "context is 512"]),
+        ("eval --model m --data qa.jsonl --metric nll --max-length 1000", &["--max-length", "512"]),
+        ("eval --model m --data qa.jsonl --metric nll --max-length 1", &["max_length"]),
         ("generate --model m --prompt x --temperature -1", &["--temperature"]),
         ("generate --model m --prompt x --top-p 0.9", &["--top-p", "--temperature 0.7"]),
         ("generate --model m --prompt x --n 0", &["--n"]),

@@ -17,6 +17,7 @@ pub mod rope;
 pub mod simd;
 pub mod swiglu;
 pub mod tensor;
+pub mod threads;
 
 pub use attention::{Heads, attend, attend_cached};
 pub use linear::{Frozen, linear};

@@ -23,7 +23,7 @@ pub mod weight;
 
 pub use config::ModelConfig;
 pub use decoder::Decoder;
-pub use source::Source;
 pub use render::{RenderOptions, Rendered, render};
+pub use source::Source;
 pub use template::ChatTemplate;
 pub use tokenizer::Tokenizer;

@@ -79,7 +79,9 @@ pub fn home() -> Result<PathBuf> {
     let cache = if cfg!(windows) {
         set("LOCALAPPDATA")
     } else {
-        set("XDG_CACHE_HOME").filter(|p| p.is_absolute()).or_else(|| set("HOME").map(|h| h.join(".cache")))
+        set("XDG_CACHE_HOME")
+            .filter(|p| p.is_absolute())
+            .or_else(|| set("HOME").map(|h| h.join(".cache")))
     };
     set("LUTHIER_HOME").or_else(|| cache.map(|c| c.join("luthier"))).ok_or_else(|| {
         Error::input("LUTHIER_HOME", "there is no home folder to keep models in")
@@ -139,9 +141,8 @@ fn near_built_in(error: Error, name: &str) -> Error {
 
 /// The refusal when the network would be needed but is off limits.
 fn refuse_offline(name: &str) -> Error {
-    Error::failed(name, "not here yet, and LUTHIER_OFFLINE forbids the network").hint(
-        "unset LUTHIER_OFFLINE once, or name a local folder or GGUF file",
-    )
+    Error::failed(name, "not here yet, and LUTHIER_OFFLINE forbids the network")
+        .hint("unset LUTHIER_OFFLINE once, or name a local folder or GGUF file")
 }
 
 /// Says "disk full" in so many words; other errors stay.

@@ -239,7 +239,8 @@ fn raw(
     }
     for (id, covers) in tokenizer.encode_with_offsets(&rendered.text)? {
         // A token across a boundary belongs to the later side: the answer.
-        let inside = rendered.spans.iter().rev().find(|s| s.range.start < covers.end && !s.range.is_empty());
+        let inside =
+            rendered.spans.iter().rev().find(|s| s.range.start < covers.end && !s.range.is_empty());
         let weight = inside.map_or(0.0, |s| s.weight);
         rendered.push(id, weight, covers);
     }

@@ -39,10 +39,14 @@ impl Counts {
         self.rows += 1;
         let mut next = 0;
         for (i, covers) in row.offsets.iter().enumerate() {
-            while next < row.spans.len() && row.spans[next].range.end <= covers.start && covers.start < covers.end {
+            while next < row.spans.len()
+                && row.spans[next].range.end <= covers.start
+                && covers.start < covers.end
+            {
                 next += 1;
             }
-            let inside = row.spans.get(next).filter(|s| covers.end > s.range.start && !covers.is_empty());
+            let inside =
+                row.spans.get(next).filter(|s| covers.end > s.range.start && !covers.is_empty());
             let role = inside.map_or("template", |s| s.role.as_str());
             // The first token is never a target.
             let trained = usize::from(i > 0 && row.weights[i] != 0.0);
@@ -121,7 +125,15 @@ fn flush(out: &mut String, ids: &mut Vec<u32>, look: Look, tokenizer: &Tokenizer
         style.push_str(";1");
     }
     if trained {
-        let depth = if look.weight < 0.0 { 52 } else if look.weight < 0.5 { 22 } else if look.weight <= 1.0 { 28 } else { 34 };
+        let depth = if look.weight < 0.0 {
+            52
+        } else if look.weight < 0.5 {
+            22
+        } else if look.weight <= 1.0 {
+            28
+        } else {
+            34
+        };
         _ = write!(style, ";38;5;231;48;5;{depth}");
     } else if !look.special {
         style.push_str(";2");

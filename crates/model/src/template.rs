@@ -16,7 +16,11 @@ mod python;
 use std::{collections::BTreeMap, ops::Range};
 
 use luthier_core::{Error, Result};
-use minijinja::{Environment, ErrorKind, syntax::SyntaxConfig, value::{Serde, Value as Jinja}};
+use minijinja::{
+    Environment, ErrorKind,
+    syntax::SyntaxConfig,
+    value::{Serde, Value as Jinja},
+};
 use serde_json::{Map, Value};
 
 /// The present moment in UTC, formatted as templates' `strftime_now` does.
@@ -124,7 +128,11 @@ impl ChatTemplate {
             .get_template(CHAT)
             .and_then(|t| t.render(Jinja::from_pairs(context)))
             .map_err(|e| explain(&self.name, &e))?;
-        Ok(if self.marked { generation::collect(&rendered) } else { Text { text: rendered, ..Text::default() } })
+        Ok(if self.marked {
+            generation::collect(&rendered)
+        } else {
+            Text { text: rendered, ..Text::default() }
+        })
     }
 }
 
@@ -170,8 +178,11 @@ fn explain(name: &str, error: &minijinja::Error) -> Error {
     while let Some(inner) = cause {
         if let Some(raised) = inner.downcast_ref::<python::Raised>() {
             let at = place(name, root);
-            return Error::input(at, format!("the chat template refuses this conversation: {}", raised.0))
-                .hint("the message is the model author's; reorder or rename the turns as it asks");
+            return Error::input(
+                at,
+                format!("the chat template refuses this conversation: {}", raised.0),
+            )
+            .hint("the message is the model author's; reorder or rename the turns as it asks");
         }
         if let Some(deeper) = inner.downcast_ref::<minijinja::Error>() {
             root = deeper;

@@ -99,7 +99,13 @@ impl Tokenizer {
         }
         let mut tokenizer = Tokenizer {
             add_bos: add_bos.unwrap_or(bos.is_some() && first == bos && plain != bos),
-            name, inner, post, special, config, size, template,
+            name,
+            inner,
+            post,
+            special,
+            config,
+            size,
+            template,
             eos: Vec::new(),
             sha256: OnceLock::new(),
         };
@@ -111,7 +117,8 @@ impl Tokenizer {
 
     /// The special token with which the chat template closes an assistant's turn.
     fn end_of_turn(&self) -> Option<u32> {
-        let turn = |role: &str, content: &str| serde_json::json!({"role": role, "content": content});
+        let turn =
+            |role: &str, content: &str| serde_json::json!({"role": role, "content": content});
         let messages = [turn("user", "ping"), turn("assistant", "pong")];
         let conversation = Conversation {
             messages: &messages,
@@ -173,7 +180,11 @@ impl Tokenizer {
 
     /// Whether `id` is a control token rather than text.
     pub fn is_special(&self, id: u32) -> bool {
-        self.inner.get_added_vocabulary().get_added_tokens_decoder().get(&id).is_some_and(|t| t.special)
+        self.inner
+            .get_added_vocabulary()
+            .get_added_tokens_decoder()
+            .get(&id)
+            .is_some_and(|t| t.special)
     }
 
     /// The named special token (`bos_token`, `pad_token`, …).

@@ -93,7 +93,9 @@ fn an_unknown_name_is_named_with_its_line_and_a_hint() {
 
 #[test]
 fn a_template_may_refuse_and_is_quoted() {
-    let text = refusal("{% macro m() %}\n{{ raise_exception('no ' ~ messages[0].content) }}{% endmacro %}{{ m() }}");
+    let text = refusal(
+        "{% macro m() %}\n{{ raise_exception('no ' ~ messages[0].content) }}{% endmacro %}{{ m() }}",
+    );
     assert!(text.contains("refuses this conversation: no x"), "{text}");
 }
 
@@ -120,7 +122,9 @@ fn generation_blocks_scope_nest_and_keep_whitespace_rules() {
 
 #[test]
 fn reasoning_is_found_under_each_of_its_names() {
-    let template = ChatTemplate::at("t", "{{ messages[0].reasoning_content }}|{{ messages[0].thinking }}", 0).unwrap();
+    let template =
+        ChatTemplate::at("t", "{{ messages[0].reasoning_content }}|{{ messages[0].thinking }}", 0)
+            .unwrap();
     for key in ["reasoning_content", "thinking", "reasoning"] {
         let got = render(&template, &[json!({"role": "assistant", "content": "", key: "why"})]);
         assert_eq!(got.unwrap().text, "why|why", "{key}");

@@ -2,12 +2,7 @@
 
 use std::path::Path;
 
-use luthier_model::{
-    Tokenizer,
-    pull::BuiltIn,
-    template::ChatTemplate,
-    tokenizer::GgufVocab,
-};
+use luthier_model::{Tokenizer, pull::BuiltIn, template::ChatTemplate, tokenizer::GgufVocab};
 use serde_json::json;
 
 /// The spelling of a byte in byte-level vocabularies, as published with GPT-2: bytes that print in
@@ -54,7 +49,10 @@ fn pieces(tokenizer: &Tokenizer, text: &str) -> Vec<String> {
 fn the_byte_tokenizer_is_the_identity() {
     let t = Tokenizer::bytes();
     assert_eq!(t.vocab_size(), 259);
-    assert_eq!((t.id("<|im_start|>"), t.id("<|im_end|>"), t.id("<|endoftext|>")), (Some(256), Some(257), Some(258)));
+    assert_eq!(
+        (t.id("<|im_start|>"), t.id("<|im_end|>"), t.id("<|endoftext|>")),
+        (Some(256), Some(257), Some(258))
+    );
     assert_eq!((t.bos(), t.eos(), t.eos_ids(), t.pad()), (None, Some(257), &[257][..], Some(258)));
     let text = "Ä tab\t, \u{0} nul, 漢字 😀\r\n";
     let ids = t.encode(text).unwrap();
@@ -100,7 +98,8 @@ fn a_stream_never_shows_half_a_character() {
 #[test]
 fn numbers_are_cut_as_each_family_cuts_them() {
     let words = ["1234567", "Ġab"];
-    let cut = |pre: &str, text: &str| pieces(&Tokenizer::from_gguf(bpe(pre, &words)).unwrap(), text);
+    let cut =
+        |pre: &str, text: &str| pieces(&Tokenizer::from_gguf(bpe(pre, &words)).unwrap(), text);
     assert_eq!(cut("smollm", "x1234 ab"), ["x", "1", "2", "3", "4", " ab"]);
     assert_eq!(cut("gpt-2", "x1234 ab"), ["x", "1234", " ab"]);
     assert_eq!(cut("llama-bpe", "x1234 ab"), ["x", "123", "4", " ab"]);
@@ -108,7 +107,10 @@ fn numbers_are_cut_as_each_family_cuts_them() {
     // GPT-2 keeps the blank with the word after it; the later rules keep a symbol with it, too.
     let words = ["-ab"];
     let cut = |pre: &str| pieces(&Tokenizer::from_gguf(bpe(pre, &words)).unwrap(), "-ab");
-    assert_eq!((cut("gpt-2"), cut("llama-bpe")), (vec!["-".into(), "a".into(), "b".into()], vec!["-ab".to_string()]));
+    assert_eq!(
+        (cut("gpt-2"), cut("llama-bpe")),
+        (vec!["-".into(), "a".into(), "b".into()], vec!["-ab".to_string()])
+    );
 }
 
 #[test]
@@ -119,7 +121,12 @@ fn what_a_gguf_says_wrongly_is_named() {
         error.to_string()
     };
     let text = says(bpe("tekken-9", &[]));
-    assert!(text.contains("toy.gguf") && text.contains("`tekken-9`") && text.contains("Hugging Face folder"), "{text}");
+    assert!(
+        text.contains("toy.gguf")
+            && text.contains("`tekken-9`")
+            && text.contains("Hugging Face folder"),
+        "{text}"
+    );
     let text = says(GgufVocab { merges: vec!["a zz".into()], ..bpe("gpt-2", &[]) });
     assert!(text.contains("merges[0]") && text.contains("`a zz`"), "{text}");
     let text = says(GgufVocab { types: vec![1, 3], ..bpe("gpt-2", &[]) });
@@ -133,7 +140,8 @@ fn what_a_gguf_says_wrongly_is_named() {
 }
 
 fn sentence_pieces() -> GgufVocab {
-    let mut vocab = GgufVocab { file: "sp.gguf".into(), model: "llama".into(), ..GgufVocab::default() };
+    let mut vocab =
+        GgufVocab { file: "sp.gguf".into(), model: "llama".into(), ..GgufVocab::default() };
     let mut push = |token: String, ty: i32, score: f32| {
         vocab.tokens.push(token);
         vocab.types.push(ty);
@@ -143,7 +151,15 @@ fn sentence_pieces() -> GgufVocab {
     push("<s>".into(), 3, 0.0);
     push("</s>".into(), 3, 0.0);
     (0..=255u8).for_each(|b| push(format!("<0x{b:02X}>"), 6, 0.0));
-    for (token, score) in [("▁", -5.0), ("a", -6.0), ("b", -7.0), ("c", -8.0), ("ab", -1.0), ("bc", -0.5), ("▁a", -2.0)] {
+    for (token, score) in [
+        ("▁", -5.0),
+        ("a", -6.0),
+        ("b", -7.0),
+        ("c", -8.0),
+        ("ab", -1.0),
+        ("bc", -0.5),
+        ("▁a", -2.0),
+    ] {
         push(token.into(), 1, score);
     }
     GgufVocab { bos: Some(1), eos: Some(2), unknown: Some(0), ..vocab }
@@ -163,26 +179,37 @@ fn sentence_pieces_merge_by_score_and_fall_back_to_bytes() {
         assert_eq!(t.decode(&t.encode(text).unwrap()).unwrap(), text);
     }
     assert!(t.add_bos() && t.bos() == Some(1) && t.unk() == Some(0));
-    let bare = GgufVocab { add_space_prefix: Some(false), add_bos: Some(false), ..sentence_pieces() };
+    let bare =
+        GgufVocab { add_space_prefix: Some(false), add_bos: Some(false), ..sentence_pieces() };
     let t = Tokenizer::from_gguf(bare).unwrap();
     assert_eq!(t.encode("ab").unwrap(), [t.id("ab").unwrap()]);
     assert!(!t.add_bos());
     // Explicit merges win over scores.
-    let t = Tokenizer::from_gguf(GgufVocab { merges: vec!["a b".into()], ..sentence_pieces() }).unwrap();
+    let t = Tokenizer::from_gguf(GgufVocab { merges: vec!["a b".into()], ..sentence_pieces() })
+        .unwrap();
     assert_eq!(t.encode("abc").unwrap(), ["▁", "ab", "c"].map(|p| t.id(p).unwrap()));
 }
 
 #[test]
 fn a_saved_tokenizer_is_the_same_tokenizer() {
     let dir = tempfile::tempdir().unwrap();
-    for (i, t) in [Tokenizer::bytes(), Tokenizer::from_gguf(sentence_pieces()).unwrap()].into_iter().enumerate() {
+    for (i, t) in [Tokenizer::bytes(), Tokenizer::from_gguf(sentence_pieces()).unwrap()]
+        .into_iter()
+        .enumerate()
+    {
         let dir = dir.path().join(i.to_string());
         t.save(&dir).unwrap();
         let back = Tokenizer::from_dir(&dir).unwrap();
         let text = "a b<|im_end|> é 12\n";
         assert_eq!(back.encode(text).unwrap(), t.encode(text).unwrap());
-        assert_eq!((back.eos_ids(), back.bos(), back.pad(), back.add_bos()), (t.eos_ids(), t.bos(), t.pad(), t.add_bos()));
-        assert_eq!(back.template().map(ChatTemplate::source), t.template().map(ChatTemplate::source));
+        assert_eq!(
+            (back.eos_ids(), back.bos(), back.pad(), back.add_bos()),
+            (t.eos_ids(), t.bos(), t.pad(), t.add_bos())
+        );
+        assert_eq!(
+            back.template().map(ChatTemplate::source),
+            t.template().map(ChatTemplate::source)
+        );
         assert_eq!(back.sha256(), t.sha256());
         let again = dir.join("again");
         back.save(&again).unwrap();
@@ -198,12 +225,15 @@ fn the_template_file_wins_and_lists_have_a_default() {
     let dir = tempfile::tempdir().unwrap();
     Tokenizer::bytes().save(dir.path()).unwrap();
     let config = dir.path().join("tokenizer_config.json");
-    let entry = json!([{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]);
+    let entry =
+        json!([{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]);
     let write = |template: serde_json::Value| {
-        let text = json!({"eos_token": {"content": "<|im_end|>"}, "chat_template": template}).to_string();
+        let text =
+            json!({"eos_token": {"content": "<|im_end|>"}, "chat_template": template}).to_string();
         std::fs::write(&config, text).unwrap();
     };
-    let source = || Tokenizer::from_dir(dir.path()).unwrap().template().map(|t| t.source().to_string());
+    let source =
+        || Tokenizer::from_dir(dir.path()).unwrap().template().map(|t| t.source().to_string());
     write(entry.clone());
     assert!(source().unwrap().contains("<|im_start|>"));
     std::fs::remove_file(dir.path().join("chat_template.jinja")).unwrap();
@@ -212,7 +242,8 @@ fn the_template_file_wins_and_lists_have_a_default() {
     assert_eq!(source().unwrap(), "plain");
     write(json!(null));
     assert_eq!(source(), None);
-    std::fs::write(dir.path().join("generation_config.json"), r#"{"eos_token_id": [258, 257]}"#).unwrap();
+    std::fs::write(dir.path().join("generation_config.json"), r#"{"eos_token_id": [258, 257]}"#)
+        .unwrap();
     assert_eq!(Tokenizer::from_dir(dir.path()).unwrap().eos_ids(), [257, 258]);
     std::fs::write(dir.path().join("tokenizer.json"), "{").unwrap();
     let error = Tokenizer::from_dir(dir.path()).unwrap_err().to_string();
@@ -222,7 +253,8 @@ fn the_template_file_wins_and_lists_have_a_default() {
 /// Needs the built-in model; says so when it is not there.
 #[test]
 fn the_real_vocabulary_gives_the_published_ids() {
-    let Some(path) = BuiltIn::find("smollm2-135m-instruct").and_then(|b| b.cached().ok().flatten()) else {
+    let Some(path) = BuiltIn::find("smollm2-135m-instruct").and_then(|b| b.cached().ok().flatten())
+    else {
         eprintln!("skipped: the built-in model is not here (luthier pull smollm2-135m-instruct)");
         return;
     };

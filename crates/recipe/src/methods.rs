@@ -19,7 +19,10 @@ pub struct MethodRow {
 }
 
 /// The recipes that come with luthier: path in the repository and text.
-pub const RECIPES: &[(&str, &str)] = &[];
+pub const RECIPES: &[(&str, &str)] = &[(
+    "recipes/quickstart/quickstart.toml",
+    include_str!("../../../recipes/quickstart/quickstart.toml"),
+)];
 
 /// Every method of every seam.
 pub fn all() -> Vec<MethodRow> {
@@ -94,6 +97,14 @@ mod tests {
             assert!(all.iter().any(|m| m.seam == seam), "{seam}");
         }
         assert!(all.iter().any(|m| (m.seam, m.name) == ("params", "lora") && m.paper.is_none()));
+    }
+
+    #[test]
+    fn every_bundled_recipe_is_a_recipe_and_serves_as_an_example() {
+        for (path, text) in RECIPES {
+            crate::Recipe::parse(text, path).unwrap_or_else(|e| panic!("{e}"));
+            assert!(all().iter().any(|m| m.recipe == Some(path)), "{path} names no method");
+        }
     }
 
     #[test]

@@ -28,14 +28,16 @@ const MAY: &[(&str, &[&str])] = &[
     ("decode", &["core", "kernels", "model"]),
     ("train", &["core", "kernels", "model", "params", "loss", "update", "decode"]),
     ("serve", &["core", "kernels", "model", "params", "loss", "update", "decode"]),
-    ("recipe", ALL_BELOW),
-    ("cli", ALL_BELOW),
+    ("recipe", BELOW_RECIPE),
+    ("cli", BELOW_CLI),
     ("xtask", &["core"]),
 ];
 
-const ALL_BELOW: &[&str] = &[
+const BELOW_RECIPE: &[&str] = BELOW_CLI.split_at(BELOW_CLI.len() - 1).0;
+
+const BELOW_CLI: &[&str] = &[
     "core", "kernels", "model", "data", "weights", "rollout", "probe", "params", "loss", "update",
-    "decode", "train", "serve",
+    "decode", "train", "serve", "recipe",
 ];
 
 /// Left in a manifest while many people build at once; must be gone when they are done.
@@ -146,8 +148,14 @@ mod tests {
     #[test]
     fn an_arrow_between_seams_or_upwards_is_named() {
         let loss = "[dependencies]\nluthier-core.workspace = true\nluthier-data.workspace = true\n";
+        let (cli, recipe) =
+            ("[dependencies]\nluthier-recipe = \"1\"\n", "[dependencies]\nluthier-train = \"1\"\n");
         let model = "[dependencies]\nluthier-train = { path = \"../train\" }\n";
         let wrong = findings(&[
+            ("crates/cli/Cargo.toml", cli),
+            ("crates/cli/src/main.rs", "use luthier_recipe::A;"),
+            ("crates/recipe/Cargo.toml", recipe),
+            ("crates/recipe/src/lib.rs", "use luthier_train::A;"),
             ("crates/loss/Cargo.toml", loss),
             ("crates/loss/src/lib.rs", "use luthier_core::A; use luthier_data::B;"),
             ("crates/model/Cargo.toml", model),

@@ -95,17 +95,12 @@ fn links(line: &str) -> impl Iterator<Item = &str> {
     line.split("](").skip(1).filter_map(|rest| rest.split_once(')').map(|(target, _)| target))
 }
 
-/// Addresses and names of Rust items are for others to check.
+/// Addresses are for browsers to check; a seam's page may name Rust items, which rustdoc checks.
 fn leads_somewhere(tree: &Tree, page: &str, target: &str) -> bool {
     let (target, _) = target.split_once('#').unwrap_or((target, ""));
-    if target.is_empty() || target.contains("::") || target.contains(':') {
+    let item = page.starts_with("docs/seams/") && !target.contains(['.', '/']);
+    if target.is_empty() || target.contains(':') || item {
         return true;
-    }
-    if !target.contains(['.', '/']) {
-        return !target.chars().all(|c| c.is_alphanumeric() || c == '_') || tree.holds(target) || {
-            // In a seam's page this is the name of a Rust item, which rustdoc checks.
-            page.starts_with("docs/seams/")
-        };
     }
     let mut at: Vec<&str> = page.split('/').collect();
     at.pop();

@@ -26,9 +26,6 @@ use crate::{
 };
 
 /// Arguments of `luthier chat`.
-///
-/// Without sampling flags the model's own generation_config.json decides, and temperature 0.7 where
-/// it says nothing.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]

@@ -7,7 +7,7 @@ use std::{
 };
 
 use luthier_core::{Error, Form, Policy, Result, Table};
-use luthier_data::{Overlength, ReadOptions};
+use luthier_data::ReadOptions;
 use luthier_model::Tokenizer;
 use luthier_probe::{Comparison, Kind, stats::Test};
 use luthier_recipe::{
@@ -48,9 +48,10 @@ pub struct Args {
     /// Longest answer, in tokens
     #[arg(long, value_name = "N", default_value_t = Limits::default().max_new_tokens)]
     max_new_tokens: usize,
-    /// Longest row of a likelihood, in tokens
-    #[arg(long, value_name = "N", default_value_t = Limits::default().max_length)]
-    max_length: usize,
+    /// Longest row of a likelihood, in tokens; longer ones are split [default: 1024, or the model's
+    /// context if that is shorter]
+    #[arg(long, value_name = "N")]
+    max_length: Option<usize>,
     /// Join prompt and answer as they are, without the model's chat template
     #[arg(long)]
     raw: bool,
@@ -83,10 +84,17 @@ pub fn run(args: Args) -> Result<()> {
     let table = args.table()?;
     let loaded = args.model.load()?;
     let (opened, tokenizer) = (&loaded.opened, &loaded.opened.tokenizer);
+    let context = opened.config.max_positions;
+    if let Some(length) = args.max_length.filter(|length| *length > context) {
+        let what = format!("{length} tokens are more than the model's context of {context}");
+        return Err(Error::input("--max-length", what));
+    }
+    let usual = Limits::default();
     let limits = Limits {
         max_new_tokens: args.max_new_tokens,
-        max_length: args.max_length,
-        overlength: Overlength::Split,
+        max_context: context,
+        max_length: args.max_length.unwrap_or(usual.max_length.min(context)),
+        ..usual
     };
     let score = |policy: &Policy, tokenizer: &Tokenizer, what: &'static str| -> Result<Evaluated> {
         let progress = bar::pieces(what, table.examples.len());

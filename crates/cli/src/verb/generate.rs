@@ -17,8 +17,6 @@ use crate::{
 };
 
 /// Arguments of `luthier generate`.
-///
-/// Without --temperature the most probable token is taken at every step.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -38,11 +36,11 @@ pub struct Args {
     /// Answers per prompt
     #[arg(short, long, value_name = "N", default_value_t = 1)]
     n: usize,
-    #[command(flatten)]
-    sampling: SamplingArgs,
     /// Print one JSON value: a list of {"prompt", "text", "tokens", "finish"}
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    sampling: SamplingArgs,
 }
 
 #[derive(Serialize)]

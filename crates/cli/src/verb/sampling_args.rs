@@ -12,20 +12,21 @@ pub struct SamplingArgs {
     /// Most new tokens of an answer
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub max_new_tokens: usize,
-    /// Divides the logits; 0 always takes the most probable token
-    #[arg(long, value_name = "T")]
+    /// Divides the logits; 0 always takes the most probable token [default: 0; in a chat what the
+    /// model's generation_config.json recommends, or 0.7]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
     pub temperature: Option<f32>,
     /// Only the K most probable tokens
     #[arg(long, value_name = "K")]
     pub top_k: Option<usize>,
     /// Only the most probable tokens that together hold probability P
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub top_p: Option<f32>,
     /// Only tokens at least P times as probable as the best
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub min_p: Option<f32>,
     /// Above 1: makes tokens that were there before less probable
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub repetition_penalty: Option<f32>,
     /// End the answer at this text, which is not shown; \n is a line end (may be repeated)
     #[arg(long, value_name = "TEXT")]

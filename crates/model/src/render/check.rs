@@ -18,7 +18,11 @@ pub fn refuse(
     if let Some(bos) = tokenizer.bos()
         && let Some(i) = ids.windows(2).position(|pair| pair == [bos, bos])
     {
-        let what = format!("the beginning-of-text token {} stands twice in a row (tokens {i} and {})", spelt(bos), i + 1);
+        let what = format!(
+            "the beginning-of-text token {} stands twice in a row (tokens {i} and {})",
+            spelt(bos),
+            i + 1
+        );
         return Err(Error::input(at, what)
             .hint("the chat template writes it already: take it out of the text"));
     }
@@ -32,7 +36,8 @@ pub fn refuse(
         if tokenizer.eos_ids().contains(&token) || tokenizer.bos() == Some(token) {
             continue;
         }
-        let trained = ids.iter().zip(&rendered.weights).position(|(id, w)| *id == token && *w != 0.0);
+        let trained =
+            ids.iter().zip(&rendered.weights).position(|(id, w)| *id == token && *w != 0.0);
         if let Some(i) = trained {
             let what = format!("the {kind} token {} would be trained (token {i})", spelt(token));
             let hint = if kind == "unknown" {
@@ -52,10 +57,14 @@ pub fn refuse(
 /// Every trained assistant turn must train the token that ends it.
 fn ends(rendered: &Rendered, tokenizer: &Tokenizer) -> Result<()> {
     for span in rendered.spans.iter().filter(|s| s.role == "assistant" && s.weight != 0.0) {
-        let inside = rendered.offsets.iter().rposition(|o| !o.is_empty() && o.end <= span.range.end);
+        let inside =
+            rendered.offsets.iter().rposition(|o| !o.is_empty() && o.end <= span.range.end);
         let last = inside.map(|i| rendered.tokens[i]);
         if !last.is_some_and(|id| tokenizer.is_special(id) || tokenizer.eos_ids().contains(&id)) {
-            let what = format!("the end of turn {} would never be trained: no end-of-turn token follows it", span.turn + 1);
+            let what = format!(
+                "the end of turn {} would never be trained: no end-of-turn token follows it",
+                span.turn + 1
+            );
             return Err(Error::input(tokenizer.name(), what).hint(
                 "a model trained so never stops talking; the chat template must close the assistant's turn with a special token",
             ));
@@ -93,8 +102,9 @@ pub fn parity(example: &Example, tokenizer: &Tokenizer) -> Result<()> {
         let trained = rendered.weights.iter().rposition(|w| *w != 0.0);
         if stop.map(|i| i + prompt.len()) != trained {
             let what = "serving would stop elsewhere than at the last trained token";
-            return Err(locate(Error::input(tokenizer.name(), what), &at)
-                .hint("an end-of-turn token inside the answer, or one that eos_token_id does not list"));
+            return Err(locate(Error::input(tokenizer.name(), what), &at).hint(
+                "an end-of-turn token inside the answer, or one that eos_token_id does not list",
+            ));
         }
     }
     Ok(())

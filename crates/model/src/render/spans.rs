@@ -188,7 +188,8 @@ impl Speech<'_> {
     /// A range that may reach past the end of the turn, cut behind its last special token.
     fn trim(&self, text: &str, range: Range<usize>) -> Range<usize> {
         let kept = text[range.clone()].trim_end();
-        let special = |token: &str| self.tokenizer.id(token).is_some_and(|id| self.tokenizer.is_special(id));
+        let special =
+            |token: &str| self.tokenizer.id(token).is_some_and(|id| self.tokenizer.is_special(id));
         let eos = self.tokenizer.eos_ids().iter().filter_map(|id| self.tokenizer.token(*id));
         if eos.into_iter().any(|token| kept.ends_with(&token)) || ends_special(kept, special) {
             return range.start..range.start + kept.len();
@@ -216,7 +217,8 @@ impl Speech<'_> {
             let words = self.turns[i].content.as_str();
             let next = after.split(MARK).next().unwrap_or_default();
             let variants = [words, words.trim(), words.trim_end(), words.trim_start()];
-            let fits = |w: &&str| text[cursor..].strip_prefix(*w).is_some_and(|t| t.starts_with(next));
+            let fits =
+                |w: &&str| text[cursor..].strip_prefix(*w).is_some_and(|t| t.starts_with(next));
             let words = variants.into_iter().find(fits)?;
             places[i] = Some(cursor..cursor + words.len());
             cursor += words.len();

@@ -7,8 +7,18 @@ use minijinja::{Error, ErrorKind};
 const DAYS: [&str; 7] =
     ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September",
-    "October", "November", "December",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
 ];
 
 /// Seconds since 1970.
@@ -108,8 +118,14 @@ mod tests {
     fn dates_are_those_of_the_calendar() {
         // 2024-02-29 was a Thursday, the 60th day of its year; 1 700 000 000 is a well-known moment.
         let leap = 1_709_164_800 + 13 * 3600 + 5 * 60 + 9;
-        assert_eq!(strftime(leap, "%A %d %B %Y, %j, %I:%M:%S %p").unwrap(), "Thursday 29 February 2024, 060, 01:05:09 PM");
-        assert_eq!(strftime(1_700_000_000, "%Y-%m-%d %H:%M:%S %a %b").unwrap(), "2023-11-14 22:13:20 Tue Nov");
+        assert_eq!(
+            strftime(leap, "%A %d %B %Y, %j, %I:%M:%S %p").unwrap(),
+            "Thursday 29 February 2024, 060, 01:05:09 PM"
+        );
+        assert_eq!(
+            strftime(1_700_000_000, "%Y-%m-%d %H:%M:%S %a %b").unwrap(),
+            "2023-11-14 22:13:20 Tue Nov"
+        );
         assert_eq!(strftime(0, "%-d/%-m/%y %w %u").unwrap(), "1/1/70 4 4");
         assert_eq!(strftime(-86_400, "%F %T").unwrap(), "1969-12-31 00:00:00");
         assert!(strftime(0, "%Q").unwrap_err().to_string().contains("%Q"));

@@ -25,10 +25,14 @@ pub fn prepare(source: &str) -> (String, bool) {
         match word {
             "generation" => {
                 marked = true;
-                out.push_str(&format!("{{%{left} with %}}{{{{ '{OPEN}' }}}}{{% set _ = 0 {right}%}}"));
+                out.push_str(&format!(
+                    "{{%{left} with %}}{{{{ '{OPEN}' }}}}{{% set _ = 0 {right}%}}"
+                ));
             }
             "endgeneration" => {
-                out.push_str(&format!("{{%{left} set _ = 0 %}}{{{{ '{CLOSE}' }}}}{{% endwith {right}%}}"));
+                out.push_str(&format!(
+                    "{{%{left} set _ = 0 %}}{{{{ '{CLOSE}' }}}}{{% endwith {right}%}}"
+                ));
             }
             _ => out.push_str(tag),
         }

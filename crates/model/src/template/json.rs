@@ -123,7 +123,9 @@ impl Style {
                 '\u{c}' => out.push_str("\\f"),
                 c if (c as u32) < 0x20 || (self.ascii && !c.is_ascii()) => {
                     let mut pair = [0u16; 2];
-                    c.encode_utf16(&mut pair).iter().for_each(|u| out.push_str(&format!("\\u{u:04x}")));
+                    c.encode_utf16(&mut pair)
+                        .iter()
+                        .for_each(|u| out.push_str(&format!("\\u{u:04x}")));
                 }
                 c => out.push(c),
             }

@@ -69,7 +69,12 @@ pub fn is_number(value: &Value) -> bool {
 }
 
 /// Python's methods: those that differ from or are missing in minijinja's own set, then that set.
-pub fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+pub fn method(
+    state: &mut State,
+    value: &Value,
+    name: &str,
+    args: &[Value],
+) -> Result<Value, Error> {
     let known = match value.kind() {
         ValueKind::String => string(value.as_str().unwrap_or_default(), name, args)?,
         ValueKind::Seq | ValueKind::Iterable => sequence(value, name, args)?,
@@ -88,7 +93,13 @@ fn string(text: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error
         "title" => Value::from(title(text)),
         "swapcase" => text
             .chars()
-            .map(|c| if c.is_uppercase() { c.to_lowercase().to_string() } else { c.to_uppercase().to_string() })
+            .map(|c| {
+                if c.is_uppercase() {
+                    c.to_lowercase().to_string()
+                } else {
+                    c.to_uppercase().to_string()
+                }
+            })
             .collect::<String>()
             .into(),
         "casefold" => Value::from(text.to_lowercase()),
@@ -106,7 +117,8 @@ fn string(text: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error
         "index" | "rindex" => {
             let what = argument()?;
             let at = if name == "index" { text.find(what) } else { text.rfind(what) };
-            let at = at.ok_or_else(|| Error::new(ErrorKind::InvalidOperation, "substring not found"))?;
+            let at =
+                at.ok_or_else(|| Error::new(ErrorKind::InvalidOperation, "substring not found"))?;
             Value::from(text[..at].chars().count())
         }
         "zfill" => {
@@ -197,7 +209,8 @@ fn sequence(value: &Value, name: &str, args: &[Value]) -> Result<Option<Value>, 
         "index" => {
             let (wanted,): (&Value,) = from_args(args)?;
             let at = value.try_iter()?.position(|item| item == *wanted);
-            let missing = || Error::new(ErrorKind::InvalidOperation, format!("{wanted} is not in list"));
+            let missing =
+                || Error::new(ErrorKind::InvalidOperation, format!("{wanted} is not in list"));
             Value::from(at.ok_or_else(missing)?)
         }
         "count" => {

@@ -88,7 +88,10 @@ fn add_tokens(
         inner.add_tokens([token])?;
         let got = inner.token_to_id(&content);
         if got.map(u64::from) != Some(id) {
-            return Err(format!("the added token {content} should have id {id}, but {got:?} is the next free one").into());
+            return Err(format!(
+                "the added token {content} should have id {id}, but {got:?} is the next free one"
+            )
+            .into());
         }
     }
     Ok(())
@@ -120,7 +123,9 @@ fn template(dir: &Path, config: &mut Map<String, Value>) -> Result<Option<ChatTe
                 Error::input(name.as_str(), "the list holds no `default` entry with a `template`")
             })?
         }
-        Some(_) => return Err(Error::input(name, "expected a string or a list of {name, template}")),
+        Some(_) => {
+            return Err(Error::input(name, "expected a string or a list of {name, template}"));
+        }
     };
     ChatTemplate::new(name, source).map(Some)
 }

@@ -6,7 +6,9 @@ use luthier_core::{Error, Result};
 use serde_json::{Map, json};
 use tokenizers::{
     AddedToken, DecoderWrapper, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior,
-    decoders::{byte_fallback::ByteFallback, fuse::Fuse, sequence::Sequence as Decoders, strip::Strip},
+    decoders::{
+        byte_fallback::ByteFallback, fuse::Fuse, sequence::Sequence as Decoders, strip::Strip,
+    },
     models::bpe::{BPE, Merges, Vocab},
     normalizers::{NFC, Prepend, Replace, Sequence as Normalizers},
     pre_tokenizers::{
@@ -84,7 +86,8 @@ pub fn build(vocab: GgufVocab) -> Result<Tokenizer> {
     for (key, len) in [("token_type", vocab.types.len()), ("scores", vocab.scores.len())] {
         if len != 0 && len != n {
             let what = format!("{len} entries for {n} tokens");
-            return Err(Error::input(format!("{at}.{key}"), what).hint("the file is damaged; fetch it again"));
+            return Err(Error::input(format!("{at}.{key}"), what)
+                .hint("the file is damaged; fetch it again"));
         }
     }
     let mut inner = match vocab.model.as_str() {
@@ -102,7 +105,8 @@ pub fn build(vocab: GgufVocab) -> Result<Tokenizer> {
             AddedToken::from(token.as_str(), wanted == CONTROL).normalized(false)
         })
     };
-    let added: Vec<AddedToken> = of_type(CONTROL).chain(of_type(USER_DEFINED)).filter(|t| !t.content.is_empty()).collect();
+    let added: Vec<AddedToken> =
+        of_type(CONTROL).chain(of_type(USER_DEFINED)).filter(|t| !t.content.is_empty()).collect();
     inner.add_tokens(added).map_err(|e| Error::input(format!("{at}.tokens"), e.to_string()))?;
 
     let mut special = BTreeMap::new();
@@ -114,13 +118,19 @@ pub fn build(vocab: GgufVocab) -> Result<Tokenizer> {
     ];
     for (name, id) in named.into_iter().filter_map(|(name, id)| Some((name, id?))) {
         let token = vocab.tokens.get(id as usize).ok_or_else(|| {
-            Error::input(format!("{at}.{name}_id"), format!("{id} is outside the vocabulary of {n}"))
+            Error::input(
+                format!("{at}.{name}_id"),
+                format!("{id} is outside the vocabulary of {n}"),
+            )
         })?;
         special.insert(name.to_string(), token.clone());
     }
-    let eos = [vocab.eot, vocab.eom].into_iter().flatten().filter(|id| (*id as usize) < n).collect();
+    let eos =
+        [vocab.eot, vocab.eom].into_iter().flatten().filter(|id| (*id as usize) < n).collect();
     let template = match &vocab.chat_template {
-        Some(source) => Some(ChatTemplate::new(format!("{} tokenizer.chat_template", vocab.file), source)?),
+        Some(source) => {
+            Some(ChatTemplate::new(format!("{} tokenizer.chat_template", vocab.file), source)?)
+        }
         None => None,
     };
     // SentencePiece models add the beginning-of-text token unless they say otherwise.
@@ -146,8 +156,11 @@ fn pairs(vocab: &GgufVocab, known: &Vocab, at: &str) -> Result<Merges> {
     };
     let parsed = vocab.merges.iter().enumerate().map(|(i, merge)| {
         cut(merge).ok_or_else(|| {
-            Error::input(format!("{at}.merges[{i}]"), format!("`{merge}` is not a pair of known tokens"))
-                .hint("the file is damaged; fetch it again")
+            Error::input(
+                format!("{at}.merges[{i}]"),
+                format!("`{merge}` is not a pair of known tokens"),
+            )
+            .hint("the file is damaged; fetch it again")
         })
     });
     parsed.collect()
@@ -202,9 +215,15 @@ fn sentence_piece(vocab: &GgufVocab, at: &str) -> Result<tokenizers::Tokenizer> 
     }
     let failed = |e: tokenizers::Error| Error::failed(at, e.to_string());
     let known = numbered(vocab);
-    let merges = if vocab.merges.is_empty() { merges_from_scores(vocab, &known) } else { pairs(vocab, &known, at)? };
+    let merges = if vocab.merges.is_empty() {
+        merges_from_scores(vocab, &known)
+    } else {
+        pairs(vocab, &known, at)?
+    };
     let type_of = |id: u32| vocab.types.get(id as usize).copied();
-    let unknown = vocab.unknown.or_else(|| (0..vocab.tokens.len() as u32).find(|id| type_of(*id) == Some(UNKNOWN)));
+    let unknown = vocab
+        .unknown
+        .or_else(|| (0..vocab.tokens.len() as u32).find(|id| type_of(*id) == Some(UNKNOWN)));
     let mut model = BPE::builder()
         .fuse_unk(true)
         .byte_fallback(vocab.types.contains(&BYTE))

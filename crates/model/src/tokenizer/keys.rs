@@ -22,8 +22,18 @@ impl GgufVocab {
             model: gguf.text(&key("model"))?.to_string(),
             pre: gguf.opt_text(&key("pre"))?.map(str::to_string),
             tokens: gguf.texts(&key("tokens"))?.to_vec(),
-            types: gguf.opt_ints(&key("token_type"))?.unwrap_or_default().iter().map(|t| *t as i32).collect(),
-            scores: gguf.opt_floats(&key("scores"))?.unwrap_or_default().iter().map(|s| *s as f32).collect(),
+            types: gguf
+                .opt_ints(&key("token_type"))?
+                .unwrap_or_default()
+                .iter()
+                .map(|t| *t as i32)
+                .collect(),
+            scores: gguf
+                .opt_floats(&key("scores"))?
+                .unwrap_or_default()
+                .iter()
+                .map(|s| *s as f32)
+                .collect(),
             merges: gguf.opt_texts(&key("merges"))?.unwrap_or_default().to_vec(),
             bos: id("bos")?,
             eos: id("eos")?,

@@ -44,6 +44,9 @@ impl<'a> Stream<'a> {
     }
 
     fn texts(&self) -> Result<(String, String)> {
-        Ok((self.tokenizer.decode(&self.window[..self.told])?, self.tokenizer.decode(&self.window)?))
+        Ok((
+            self.tokenizer.decode(&self.window[..self.told])?,
+            self.tokenizer.decode(&self.window)?,
+        ))
     }
 }

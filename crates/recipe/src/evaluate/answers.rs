@@ -8,19 +8,33 @@ use luthier_probe::{
     metric::{field_accuracy, field_counts},
 };
 
-use super::{AnswerRow, Evaluated};
+use super::{AnswerRow, Evaluated, Limits};
 use crate::text::Text;
 
-/// Answers every prompt of `table` greedily and judges the answers by `metric`.
-///
-/// Where an example has several completions, the first is the expected one. Prompts are not sorted
-/// by length: nothing is padded, and a finished sequence makes room for the next at once.
+/// Answers every prompt of `table` greedily and judges the answers by `metric`, which must be one
+/// that judges text.
 pub fn answers(
     policy: &Policy,
     tokenizer: &Tokenizer,
     table: &Table,
     metric: &Kind,
     max_new_tokens: usize,
+    on_done: &mut dyn FnMut(usize, usize),
+) -> Result<Evaluated> {
+    let limits = Limits { max_new_tokens, ..Limits::default() };
+    bounded(policy, tokenizer, table, metric, &limits, on_done)
+}
+
+/// The same within the model's context.
+///
+/// Where an example has several completions, the first is the expected one. Prompts are not sorted
+/// by length: nothing is padded, and a finished sequence makes room for the next at once.
+pub(super) fn bounded(
+    policy: &Policy,
+    tokenizer: &Tokenizer,
+    table: &Table,
+    metric: &Kind,
+    limits: &Limits,
     on_done: &mut dyn FnMut(usize, usize),
 ) -> Result<Evaluated> {
     let Some(judge) = metric.text() else {
@@ -31,13 +45,22 @@ pub fn answers(
     for example in &table.examples {
         judge.check(&example.origin.to_string(), expected(example)?)?;
     }
-    let prompts: Vec<Vec<u32>> = table
-        .examples
-        .iter()
-        .map(|example| generation_prompt(&asked(example), tokenizer))
-        .collect::<Result<_>>()?;
+    let Limits { max_new_tokens, max_context, .. } = *limits;
+    let mut prompts: Vec<Vec<u32>> = Vec::with_capacity(table.examples.len());
+    for example in &table.examples {
+        let ids = generation_prompt(&asked(example), tokenizer)?;
+        if max_context != 0 && ids.len() >= max_context {
+            let what = format!(
+                "the question has {} tokens, the model's context is {max_context}",
+                ids.len()
+            );
+            return Err(Error::input(example.origin.to_string(), what)
+                .hint("shorten it or leave the row out"));
+        }
+        prompts.push(ids);
+    }
     let eos = tokenizer.eos_ids().to_vec();
-    let options = Generate { max_new_tokens, eos: eos.clone(), ..Generate::default() };
+    let options = Generate { max_new_tokens, max_context, eos: eos.clone(), ..Generate::default() };
     let (mut done, mut lengths) = (0, vec![0usize; prompts.len()]);
     let mut listen = |prompt: usize, token: u32, _: &str| {
         lengths[prompt] += 1;
@@ -47,6 +70,8 @@ pub fn answers(
         }
     };
     let said = generate(policy, &prompts, &options, &Text(tokenizer), &mut listen)?;
+    // Answers that the context cut short were not heard of.
+    on_done(said.len(), said.len());
     let mut rows = Vec::with_capacity(said.len());
     let mut verdicts: Vec<Verdict> = Vec::with_capacity(said.len());
     for (example, answer) in table.examples.iter().zip(said) {

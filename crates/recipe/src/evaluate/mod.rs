@@ -33,6 +33,8 @@ const PASS_TOKENS: usize = 4096;
 pub struct Limits {
     /// Longest answer, in tokens.
     pub max_new_tokens: usize,
+    /// Prompt and answer together at most, in tokens: the model's context; 0 is no limit.
+    pub max_context: usize,
     /// Longest row of a likelihood, in tokens.
     pub max_length: usize,
     /// What happens to longer rows. Plain text is cut into pieces of `max_length` by default.
@@ -41,7 +43,12 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { max_new_tokens: 256, max_length: 1024, overlength: Overlength::Split }
+        Limits {
+            max_new_tokens: 256,
+            max_context: 0,
+            max_length: 1024,
+            overlength: Overlength::Split,
+        }
     }
 }
 
@@ -159,7 +166,7 @@ pub fn evaluate(
 ) -> Result<Evaluated> {
     match metric {
         Kind::ExactMatch(_) | Kind::JsonMatch(_) => {
-            answers(policy, tokenizer, table, metric, limits.max_new_tokens, on_done)
+            answers::bounded(policy, tokenizer, table, metric, limits, on_done)
         }
         Kind::Choice(options) => choice(policy, tokenizer, table, options, on_done),
         Kind::Nll(_) => Ok(likelihood(policy, tokenizer, table, limits, on_done)?.evaluated()),
