@@ -125,6 +125,7 @@ impl Measure {
         let begun = std::time::Instant::now();
         let limits = Limits {
             max_new_tokens: self.eval.max_new_tokens,
+            max_context: opened.config.max_positions,
             max_length: self.max_length,
             ..Limits::default()
         };
