@@ -18,12 +18,14 @@ pub struct Ctx<'a> {
     pub cache: Option<&'a mut Cache>,
     /// The seed for noise such as dropout; `None` outside of training.
     pub noise: Option<Seed>,
+    /// Rotation angles of the tokens: filled by the first block, shared by the others.
+    pub angles: Option<Arc<Vec<f32>>>,
 }
 
 impl<'a> Ctx<'a> {
     /// A pass without cache or noise.
     pub fn new(hooks: &'a Hooks, rows: Arc<Rows>, ids_n: &'a [u32]) -> Self {
-        Ctx { hooks, rows, ids_n, cache: None, noise: None }
+        Ctx { hooks, rows, ids_n, cache: None, noise: None, angles: None }
     }
 
     /// Runs `f` at `site` between the hooks' `before` and `after`. Without hooks this is `f(x)`.

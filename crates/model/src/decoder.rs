@@ -1,9 +1,9 @@
 //! The decoder of the Llama family: embed, blocks, unembed.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use candle_core::{Tensor, Var};
-use luthier_core::{Affine, Ctx, Error, Model, Result, Rows, SiteId, SiteKind, SiteMap};
+use luthier_core::{Affine, Ctx, Error, Model, Result, SiteId, SiteKind, SiteMap};
 use luthier_kernels::{Heads, Rotation, attend, attend_cached, attention, head_logp, rotate, swiglu};
 
 use crate::{
@@ -59,8 +59,6 @@ pub struct LayerSites {
     pub resid_post: SiteId,
 }
 
-type Angles = (Arc<Rows>, Arc<Vec<f32>>);
-
 /// Weights and forward pass; cloning shares the weights.
 #[derive(Clone)]
 pub struct Decoder {
@@ -74,8 +72,6 @@ pub struct Decoder {
     pub(crate) head: Option<Linear>,
     pub(crate) head_site: SiteId,
     pub(crate) rotation: Rotation,
-    /// Angles of the pass in progress: the blocks of one pass share them.
-    pub(crate) angles: Arc<Mutex<Option<Angles>>>,
 }
 
 impl Decoder {
@@ -84,16 +80,9 @@ impl Decoder {
         &self.config
     }
 
-    fn angles(&self, rows: &Arc<Rows>) -> Arc<Vec<f32>> {
-        let mut memo = self.angles.lock().unwrap_or_else(|e| e.into_inner());
-        match memo.as_ref() {
-            Some((known, table)) if Arc::ptr_eq(known, rows) => table.clone(),
-            _ => {
-                let table = self.rotation.table(&rows.positions_n);
-                *memo = Some((rows.clone(), table.clone()));
-                table
-            }
-        }
+    fn angles(&self, ctx: &mut Ctx) -> Arc<Vec<f32>> {
+        let table = || self.rotation.table(&ctx.rows.positions_n);
+        ctx.angles.get_or_insert_with(table).clone()
     }
 
     fn heads(&self, layer: usize) -> Heads {
@@ -126,7 +115,7 @@ impl Decoder {
             k = self.head_norm(k_norm, &k, ctx)?;
         }
         if !self.config.no_rope_layers.get(l).copied().unwrap_or(false) {
-            let (table, e) = (self.angles(&ctx.rows), self.config.head_dim);
+            let (table, e) = (self.angles(ctx), self.config.head_dim);
             q = rotate(&q, &table, e)?;
             k = rotate(&k, &table, e)?;
         }

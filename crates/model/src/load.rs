@@ -1,6 +1,6 @@
 //! From an opened checkpoint to a decoder: every tensor checked, then moved into place.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use luthier_core::{Result, SiteKind, SiteMap};
@@ -137,7 +137,6 @@ impl Decoder {
             head,
             head_site,
             rotation: Rotation::new(inv_freq, factor),
-            angles: Arc::new(Mutex::new(None)),
             config: Arc::new(config),
         })
     }

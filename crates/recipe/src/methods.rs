@@ -19,10 +19,14 @@ pub struct MethodRow {
 }
 
 /// The recipes that come with luthier: path in the repository and text.
-pub const RECIPES: &[(&str, &str)] = &[(
-    "recipes/quickstart/quickstart.toml",
-    include_str!("../../../recipes/quickstart/quickstart.toml"),
-)];
+pub const RECIPES: &[(&str, &str)] = &[
+    ("recipes/lora/sft.toml", include_str!("../../../recipes/lora/sft.toml")),
+    ("recipes/full/sft.toml", include_str!("../../../recipes/full/sft.toml")),
+    (
+        "recipes/quickstart/quickstart.toml",
+        include_str!("../../../recipes/quickstart/quickstart.toml"),
+    ),
+];
 
 /// Every method of every seam.
 pub fn all() -> Vec<MethodRow> {

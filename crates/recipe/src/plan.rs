@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use luthier_core::Result;
-use luthier_train::{estimate::Memory, step::Step};
+use luthier_train::{estimate::Memory, run, step::Step};
 use serde::Serialize;
 
 use crate::{
@@ -83,7 +83,7 @@ pub fn plan(stage: &Stage) -> Result<Plan> {
             None => params.push(Group { name: like, variables: 1, count }),
         }
     }
-    let (steps, tokens) = luthier_train::run::extent(
+    let (steps, tokens) = run::extent(
         &stage.config,
         &|epoch| stage.plan.epoch(epoch),
         &stage.train.rows,
@@ -127,7 +127,11 @@ fn probe(stage: &Stage) -> Result<f64> {
         objective: stage.config.loss.objective()?,
         keep: stage.keep,
     };
-    step.time(&stage.plan.epoch(0), &stage.train.rows, stage.config.micro_tokens())
+    let (rows, micro) = (&stage.train.rows, stage.config.micro_tokens());
+    let all = stage.plan.epoch(0);
+    let all = all.iter().flat_map(|step| run::passes(step, rows, micro, stage.shards));
+    let tokens = |pass: &Vec<luthier_core::Batch>| pass.iter().map(|b| b.n()).sum::<usize>();
+    all.max_by_key(tokens).map_or(Ok(0.0), |largest| step.time(&largest))
 }
 
 const KIB: f64 = 1024.0;

@@ -75,6 +75,7 @@ pub fn table(paths: &Paths, data: &Data) -> Result<Table> {
 
 /// Renders and applies the over-length policy.
 pub fn prepare(table: Table, data: &Data, tokenizer: &Tokenizer) -> Result<Prepared> {
+    one_answer(&table)?;
     let options = RenderOptions { loss_on: data.loss_on, ..RenderOptions::default() };
     let rendered = render_table(&table, tokenizer, &options)?;
     let rows: Vec<Row> = rendered.into_iter().map(|r: Rendered| r.row).collect();
@@ -89,6 +90,19 @@ pub fn prepare(table: Table, data: &Data, tokenizer: &Tokenizer) -> Result<Prepa
             .hint("raise data.max_length or choose another data.overlength"));
     }
     Ok(Prepared { table, rows, cut })
+}
+
+/// Answers that were rejected must not be learned as if they were right.
+fn one_answer(table: &Table) -> Result<()> {
+    let rejected = |c: &luthier_core::Completion| c.marks.get("chosen") == Some(&0.0);
+    match table.examples.iter().find(|e| e.completions.iter().any(rejected)) {
+        None => Ok(()),
+        Some(example) => Err(Error::input(
+            example.origin.to_string(),
+            "this is preference data, and train.loss.nll would learn the rejected answers too",
+        )
+        .hint("keep the chosen answers only, as prompt/completion rows")),
+    }
 }
 
 /// Training and evaluation rows of a recipe.

@@ -14,7 +14,7 @@ use luthier_train::{
     Activation, Job, Outcome, Stopped, Train, checkpoint,
     estimate::{self, Memory, Sizes},
     log::{self, Sample},
-    order::micro_batches,
+    order::{micro_batches, shards},
 };
 
 use crate::{
@@ -56,6 +56,8 @@ pub struct Stage {
     pub plan: Plan,
     /// Whether block activations are kept.
     pub keep: bool,
+    /// Shards of a pass at most.
+    pub shards: usize,
     /// Estimated peak memory.
     pub memory: Memory,
 }
@@ -104,7 +106,8 @@ impl Stage {
             group_by_length: config.group_by_length,
         };
         let (keep, memory) = memory(&config, &opened, &bound, &train.rows, &plan)?;
-        Ok(Stage { recipe, config, opened, train, eval, bound, plan, keep, memory })
+        let shards = most_shards(&opened, &bound);
+        Ok(Stage { recipe, config, opened, train, eval, bound, plan, keep, shards, memory })
     }
 
     /// Identifies recipe, data and model, whatever they are called.
@@ -149,6 +152,7 @@ impl Stage {
             resume: how.resume,
             fingerprint: self.fingerprint()?,
             keep: self.keep,
+            shards: self.shards,
             progress: how.progress,
         })?;
         if let Some(Stopped::Interrupted(dir)) = &outcome.stopped {
@@ -257,6 +261,12 @@ fn continue_from(bound: &Bound, opened: &Opened, from: &Path) -> Result<()> {
     checkpoint::restore(&bound.vars, &checkpoint::snapshot(&saved.vars), from)
 }
 
+/// Each shard holds gradients of its own: together they may take half of the model's size.
+fn most_shards(opened: &Opened, bound: &Bound) -> usize {
+    let trainable: u64 = bound.vars.iter().map(|(_, v)| v.elem_count() as u64).sum();
+    (opened.parameters / 2 / trainable.max(1)).clamp(1, 64) as usize
+}
+
 /// Decides whether activations are kept, and estimates the peak.
 fn memory(
     config: &Train,
@@ -266,12 +276,18 @@ fn memory(
     plan: &Plan,
 ) -> Result<(bool, Memory)> {
     let trainable: u64 = bound.vars.iter().map(|(_, v)| v.elem_count() as u64).sum();
-    let mut largest = (0, 0);
+    let most = most_shards(opened, bound);
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    // Tokens and trained tokens of the shards that run side by side, and how many shards there are.
+    let mut largest = (0, 0, 0);
     for step in plan.epoch(0) {
         for micro in micro_batches(&step, rows, config.micro_tokens()) {
-            let tokens: usize = micro.iter().map(|i| rows[*i].len()).sum();
-            let trained: usize = micro.iter().map(|i| rows[*i].trained()).sum();
-            largest = largest.max((tokens as u64, trained as u64));
+            let shards = shards(&micro, rows, most);
+            let live = shards.iter().take(cores).flatten();
+            let (tokens, trained) = live.fold((0, 0), |(tokens, trained), i| {
+                (tokens + rows[*i].len() as u64, trained + rows[*i].trained() as u64)
+            });
+            largest = largest.max((tokens, trained, shards.len() as u64));
         }
     }
     let full = matches!(bound.kind, Kind::Full(_));
@@ -279,8 +295,9 @@ fn memory(
         parameters: opened.parameters,
         trainable,
         in_place: if full { trainable } else { 0 },
-        micro_tokens: largest.0,
-        micro_trained: largest.1,
+        live_tokens: largest.0,
+        live_trained: largest.1,
+        shards: largest.2,
         buffers: config.update.check().map_or(2, |plan| plan.state.len() as u64),
         keep,
     };

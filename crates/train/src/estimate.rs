@@ -12,10 +12,12 @@ pub struct Sizes {
     pub trainable: u64,
     /// Of these, numbers that replace base weights (full fine-tuning): not stored twice.
     pub in_place: u64,
-    /// Tokens of the largest forward pass.
-    pub micro_tokens: u64,
+    /// Tokens that are in the model at the same time: those of the shards running side by side.
+    pub live_tokens: u64,
     /// Of these, tokens with a non-zero weight.
-    pub micro_trained: u64,
+    pub live_trained: u64,
+    /// Shards of the largest pass: each has gradients of its own.
+    pub shards: u64,
     /// Optimizer buffers per learned number (AdamW 2, SGD 0 or 1).
     pub buffers: u64,
     /// Whether block activations are kept.
@@ -69,11 +71,13 @@ pub fn memory(model: &dyn Model, sizes: Sizes, adapted: u64) -> Memory {
     let per_block = block_numbers(model) + adapted;
     let kept_blocks = if sizes.keep { layers } else { 0 };
     // The block in backward holds its graph and gradients of the same size.
-    let tokens = sizes.micro_tokens;
+    let tokens = sizes.live_tokens;
     let stream = layers * model.width() as u64;
-    let head = 3 * model.width() as u64 * sizes.micro_trained;
+    let head = 3 * model.width() as u64 * sizes.live_trained;
     let activations = F32 * (tokens * (per_block * (kept_blocks + 2) + stream) + head);
-    let learned = sizes.trainable * (2 + sizes.buffers) - sizes.in_place;
+    // The numbers, the sum of their gradients, each shard's own, and the optimizer's buffers.
+    let sets = 2 + sizes.buffers + if sizes.shards > 1 { sizes.shards } else { 0 };
+    let learned = sizes.trainable * sets - sizes.in_place;
     Memory {
         weights: F32 * sizes.parameters,
         learned: F32 * learned,

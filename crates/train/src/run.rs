@@ -20,7 +20,7 @@ use crate::{
     config::Train,
     evaluate::evaluate,
     log::{self, Line, Log},
-    order::micro_batches,
+    order::{micro_batches, shards},
     step::{Step, StepReport},
 };
 
@@ -56,6 +56,8 @@ pub struct Job<'a> {
     pub fingerprint: String,
     /// Whether block activations are kept.
     pub keep: bool,
+    /// Shards of a pass at most: each has gradients of its own.
+    pub shards: usize,
     /// Shows a progress bar.
     pub progress: bool,
 }
@@ -114,6 +116,13 @@ pub fn extent(
         epoch += 1;
     }
     (steps, tokens)
+}
+
+/// The forward passes of a step, each as the shards that run side by side.
+pub fn passes(step: &[usize], rows: &[Row], micro_tokens: usize, most: usize) -> Vec<Vec<Batch>> {
+    let batch = |shard: &Vec<usize>| Batch::from_rows(shard.iter().map(|i| &rows[*i]));
+    let micro = micro_batches(step, rows, micro_tokens);
+    micro.iter().map(|m| shards(m, rows, most).iter().map(batch).collect()).collect()
 }
 
 struct Run<'a> {
@@ -198,10 +207,7 @@ impl Run<'_> {
 
     fn step(&mut self, rows: &[usize], epoch: f64) -> Result<()> {
         let (config, begun) = (self.job.config, Instant::now());
-        let micro: Vec<Batch> = micro_batches(rows, self.job.train, config.micro_tokens())
-            .iter()
-            .map(|rows| Batch::from_rows(rows.iter().map(|i| &self.job.train[*i])))
-            .collect();
+        let passes = passes(rows, self.job.train, config.micro_tokens(), self.job.shards);
         let number = self.progress.step + 1;
         let step = Step {
             policy: self.job.policy,
@@ -210,7 +216,7 @@ impl Run<'_> {
             keep: self.job.keep,
         };
         let noise = Seed(config.seed).split("noise").at(number);
-        let report = step.run(number, &micro, noise, &mut self.stepper, self.job.describe)?;
+        let report = step.run(number, &passes, noise, &mut self.stepper, self.job.describe)?;
         let seconds = begun.elapsed().as_secs_f64();
         self.stepping += seconds;
         self.tokens += report.tokens;

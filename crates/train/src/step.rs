@@ -1,16 +1,14 @@
-//! One optimizer step from its micro-batches, exact under any split.
+//! One optimizer step from its shards, exact under any split.
 
 use std::{sync::Arc, time::Instant};
 
 use candle_core::{Tensor, Var};
-use luthier_core::{At, Batch, Ctx, Error, Hook, Policy, Result, Row, Seed};
+use luthier_core::{At, Batch, Ctx, Error, Hook, Policy, Result, Seed};
 use luthier_loss::{Log, Objective};
 use luthier_update::Stepper;
+use rayon::prelude::*;
 
-use crate::{
-    backward::{Gradients, forward_backward},
-    order::micro_batches,
-};
+use crate::backward::{Gradients, Share, forward_backward};
 
 /// What a step did.
 #[derive(Clone, Debug)]
@@ -42,78 +40,82 @@ pub struct Step<'a> {
 }
 
 impl Step<'_> {
-    /// Sums gradients over `micro`, divides by the whole step's normaliser, and moves the weights.
+    /// Sums gradients over `passes`, divides by the whole step's normaliser, and moves the weights.
+    /// The shards of one pass run side by side.
     ///
     /// `describe` names an example for errors: `train.jsonl:17`.
     pub fn run(
         &self,
         number: u64,
-        micro: &[Batch],
+        passes: &[Vec<Batch>],
         noise: Seed,
         stepper: &mut Stepper,
         describe: &dyn Fn(usize) -> String,
     ) -> Result<StepReport> {
-        let normaliser = self.objective.normaliser(micro);
+        let all: Vec<Batch> = passes.iter().flatten().cloned().collect();
+        let normaliser = self.objective.normaliser(&all);
         if normaliser <= 0.0 {
-            let names = examples(micro, describe);
+            let names = examples(&all, describe);
             return Err(Error::input(format!("step {number}"), "no token of this step is trained")
                 .hint(format!("look at `luthier show` for {names}")));
         }
         let mut gradients = Gradients::new();
-        let (mut sum, mut logs) = (0.0, Vec::new());
-        for (i, batch) in micro.iter().enumerate() {
-            if batch.n() == 0 {
-                continue;
+        let (mut sum, mut logs, mut shard) = (0.0, Vec::new(), 0);
+        for pass in passes {
+            let shares: Vec<Result<(Share, Gradients)>> = pass
+                .par_iter()
+                .enumerate()
+                .map(|(i, batch)| self.share(batch, noise.at(shard + i as u64), 1.0 / normaliser))
+                .collect();
+            shard += pass.len() as u64;
+            for (share, batch) in shares.into_iter().zip(pass) {
+                let (share, new) = share?;
+                if !share.sum.is_finite() {
+                    return Err(self.blame(number, batch, describe));
+                }
+                sum += share.sum;
+                add_logs(&mut logs, &share.logs);
+                add_gradients(&mut gradients, new)?;
             }
-            let share = forward_backward(
-                self.policy,
-                self.vars,
-                self.objective,
-                batch,
-                self.keep,
-                Some(noise.at(i as u64)),
-                1.0 / normaliser,
-                &mut gradients,
-            )?;
-            if !share.sum.is_finite() {
-                return Err(self.blame(number, batch, describe));
-            }
-            sum += share.sum;
-            add_logs(&mut logs, &share.logs);
         }
         let info = stepper.step(&|name, _| gradients.get(name).cloned())?;
         Ok(StepReport {
             loss: sum / normaliser,
             grad_norm: info.grad_norm,
             learning_rate: info.learning_rate,
-            tokens: micro.iter().map(|b| b.n() as u64).sum(),
-            trained: micro.iter().map(|b| b.trained_m().len() as u64).sum(),
+            tokens: all.iter().map(|b| b.n() as u64).sum(),
+            trained: all.iter().map(|b| b.trained_m().len() as u64).sum(),
             logs: means(&logs),
         })
     }
 
-    /// Tokens per second of the largest micro-batch of `steps`: the second of two passes without an
-    /// update, so that buffers are warm.
-    pub fn time(&self, steps: &[Vec<usize>], rows: &[Row], micro_tokens: usize) -> Result<f64> {
-        let all = steps.iter().flat_map(|step| micro_batches(step, rows, micro_tokens));
-        let batches = all.map(|micro| Batch::from_rows(micro.iter().map(|i| &rows[*i])));
-        let Some(largest) = batches.max_by_key(Batch::n) else { return Ok(0.0) };
+    /// One shard forward and backward.
+    fn share(&self, batch: &Batch, noise: Seed, scale: f64) -> Result<(Share, Gradients)> {
+        let mut gradients = Gradients::new();
+        let share = forward_backward(
+            self.policy,
+            self.vars,
+            self.objective,
+            batch,
+            self.keep,
+            Some(noise),
+            scale,
+            &mut gradients,
+        )?;
+        Ok((share, gradients))
+    }
+
+    /// Tokens per second of one pass: the second of two without an update, so that buffers are
+    /// warm.
+    pub fn time(&self, pass: &[Batch]) -> Result<f64> {
         let mut seconds = 0.0;
         for _ in 0..2 {
-            let (begun, mut gradients) = (Instant::now(), Gradients::new());
-            forward_backward(
-                self.policy,
-                self.vars,
-                self.objective,
-                &largest,
-                self.keep,
-                None,
-                1.0,
-                &mut gradients,
-            )?;
+            let begun = Instant::now();
+            pass.par_iter().try_for_each(|b| self.share(b, Seed(0), 1.0).map(|_| ()))?;
             seconds = begun.elapsed().as_secs_f64();
         }
-        Ok(largest.n() as f64 / seconds.max(1e-9))
+        let tokens: usize = pass.iter().map(Batch::n).sum();
+        Ok(tokens as f64 / seconds.max(1e-9))
     }
 
     /// The error for a loss that is not a number: step, examples, first site that went wrong.
@@ -130,6 +132,18 @@ impl Step<'_> {
         Error::failed(format!("step {number}"), what)
             .hint("lower learning_rate, add warmup_steps, or remove the named examples")
     }
+}
+
+/// Adds gradients by name.
+fn add_gradients(all: &mut Gradients, new: Gradients) -> Result<()> {
+    for (name, new) in new {
+        let sum = match all.get(&name) {
+            Some(old) => (old + &new)?,
+            None => new,
+        };
+        all.insert(name, sum);
+    }
+    Ok(())
 }
 
 fn examples(micro: &[Batch], describe: &dyn Fn(usize) -> String) -> String {

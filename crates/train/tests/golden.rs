@@ -68,6 +68,7 @@ fn run(
         resume,
         fingerprint: "test".into(),
         keep: true,
+        shards: 2,
         progress: false,
     })
     .unwrap()

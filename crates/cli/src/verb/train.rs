@@ -33,7 +33,7 @@ pub struct Args {
 /// Where a training recipe comes from: a file, or a model and data, with overrides.
 #[derive(clap::Args)]
 pub struct Source {
-    /// Recipe file; LoRA supervised fine-tuning when left out
+    /// Recipe file; LoRA supervised fine-tuning when left out. May also stand without the flag
     #[arg(long, short)]
     recipe: Option<PathBuf>,
     /// Model: built-in name, hub id, folder or GGUF file
@@ -45,15 +45,23 @@ pub struct Source {
     /// Evaluation data
     #[arg(long)]
     eval: Option<String>,
-    /// Settings of the recipe, as in learning_rate=1e-4 or train.params.lora.r=8
-    #[arg(value_name = "KEY=VALUE")]
-    overrides: Vec<String>,
+    /// A recipe file, and settings as in learning_rate=1e-4 or train.params.lora.r=8
+    #[arg(value_name = "RECIPE | KEY=VALUE")]
+    words: Vec<String>,
 }
 
 impl Source {
     /// The recipe with everything given on the command line.
     pub fn recipe(&self) -> Result<Recipe> {
-        let mut recipe = match &self.recipe {
+        let (overrides, files): (Vec<String>, Vec<String>) =
+            self.words.iter().cloned().partition(|word| word.contains('='));
+        let named = self.recipe.iter().cloned().chain(files.iter().map(PathBuf::from));
+        let named: Vec<PathBuf> = named.collect();
+        if let [_, second, ..] = named.as_slice() {
+            return Err(Error::input(second.display().to_string(), "is a second recipe")
+                .hint("settings are written as key=value"));
+        }
+        let mut recipe = match named.first() {
             Some(path) => Recipe::load(path, &[])?,
             None => Recipe {
                 about: "LoRA supervised fine-tuning".into(),
@@ -73,7 +81,7 @@ impl Source {
         if let Some(eval) = &self.eval {
             recipe.data.eval = Some(Paths::One(path(eval)));
         }
-        recipe.with(&self.overrides)
+        recipe.with(&overrides)
     }
 }
 

@@ -1,0 +1,215 @@
+//! The writing verbs on a model of a few thousand weights: train, resume, fold, plan, run.
+
+mod support;
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use luthier_core::io::sha256_file;
+use luthier_recipe::methods::RECIPES;
+use support::{Ran, adapter, luthier, pico};
+
+/// A folder with a model and sums to learn.
+fn workplace() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    pico(&dir.path().join("model"), 1);
+    let row = |i: usize| {
+        format!("{{\"prompt\": \"{i} and {i}\", \"completion\": \"makes {}\"}}\n", 2 * i)
+    };
+    fs::write(dir.path().join("train.jsonl"), (0..24).map(row).collect::<String>()).unwrap();
+    fs::write(dir.path().join("test.jsonl"), (30..36).map(row).collect::<String>()).unwrap();
+    dir
+}
+
+fn run(dir: &Path, line: &str) -> Ran {
+    luthier(dir, &line.split_whitespace().collect::<Vec<_>>(), "")
+}
+
+const TRAIN: &str = "train --model model --data train.jsonl batch_tokens=100 lora.r=2 dropout=0.1 \
+                     save_steps=1 epochs=3";
+
+fn weights(dir: &Path, out: &str) -> String {
+    sha256_file(&dir.join(out).join("adapter_model.safetensors")).unwrap()
+}
+
+#[test]
+fn training_gives_the_same_bytes_at_any_number_of_threads() {
+    let work = workplace();
+    let dir = work.path();
+    let outcome = run(dir, &format!("{TRAIN} --out one --json")).json();
+    assert!(outcome["steps"].as_u64().unwrap() > 8 && outcome["train_loss"].as_f64().is_some());
+    for threads in ["1", "3"] {
+        let line = format!("{TRAIN} --out t{threads}");
+        let done = Command::new(env!("CARGO_BIN_EXE_luthier"))
+            .args(line.split_whitespace())
+            .env("RAYON_NUM_THREADS", threads)
+            .current_dir(dir)
+            .output()
+            .unwrap();
+        assert!(done.status.success());
+        assert_eq!(weights(dir, &format!("t{threads}")), weights(dir, "one"), "{threads} threads");
+    }
+    for file in ["recipe.toml", "manifest.json", "metrics.jsonl", "adapter_config.json"] {
+        assert!(dir.join("one").join(file).is_file(), "{file}");
+    }
+    run(dir, &format!("{TRAIN} --out one")).refused(&["already holds a run", "--resume"]);
+}
+
+#[test]
+fn killed_at_three_points_and_resumed_it_is_the_uninterrupted_run() {
+    let work = workplace();
+    let dir = work.path();
+    run(dir, &format!("{TRAIN} --out whole")).text();
+    for at in [1, 4, 8] {
+        let out = format!("killed{at}");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_luthier"))
+            .args(format!("{TRAIN} --out {out}").split_whitespace())
+            .current_dir(dir)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let reached = dir.join(&out).join(format!("checkpoint-{at}"));
+        while !reached.exists() && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // SIGKILL: nothing gets to clean up.
+        child.kill().unwrap();
+        child.wait().unwrap();
+        if !dir.join(&out).join("adapter_model.safetensors").exists() {
+            run(dir, &format!("{TRAIN} --out {out} --resume")).text();
+        }
+        assert_eq!(weights(dir, &out), weights(dir, "whole"), "killed after checkpoint {at}");
+    }
+    run(dir, &format!("{TRAIN} --out killed1 --resume seed=7")).refused(&["another recipe"]);
+    run(dir, &format!("{TRAIN} --out nothing --resume")).refused(&["no run to resume"]);
+}
+
+#[test]
+fn folded_is_hooked() {
+    let work = workplace();
+    let dir = work.path();
+    adapter(&dir.join("model"), &dir.join("tuned"));
+    let folded = run(dir, "fold --model model --adapter tuned --out merged --json").json();
+    let difference = folded["max_logit_difference"].as_f64().unwrap();
+    assert!(difference < 1e-4 * folded["max_logit"].as_f64().unwrap(), "{folded}");
+    let say = |args: &str| run(dir, &format!("generate {args} --prompt hello")).text().to_string();
+    assert_eq!(say("--model merged"), say("--model model --adapter tuned"));
+    assert_ne!(say("--model merged"), say("--model model"));
+    run(dir, "fold --model model --adapter tuned --out merged").refused(&["not empty"]);
+    pico(&dir.join("other"), 2);
+    run(dir, "fold --model other --adapter tuned --out x").refused(&["tuned", "hint"]);
+    assert!(!dir.join("x").exists());
+}
+
+#[test]
+fn a_plan_says_what_will_happen_and_every_recipe_runs() {
+    let work = workplace();
+    let dir = work.path();
+    for (name, text) in RECIPES {
+        let recipe = dir.join("recipe-under-test.toml");
+        let text = text
+            .replace("smollm2-135m-instruct", "model")
+            .replace("data/test.jsonl", "test.jsonl")
+            .replace("data/general.txt", "general.txt")
+            .replace("data/train.jsonl", "train.jsonl");
+        fs::write(&recipe, text).unwrap();
+        fs::write(dir.join("general.txt"), "It rained.\n\nThe cat slept.\n").unwrap();
+        let plan = run(dir, "plan recipe-under-test.toml max_steps=2 --json").json();
+        assert!(plan["peak_bytes"].as_u64().unwrap() > 0, "{name}");
+        assert!(plan["trainable"].as_u64().unwrap() > 0, "{name}");
+        let tree = run(dir, "plan recipe-under-test.toml max_steps=2");
+        assert!(tree.text().contains("learning_rate"), "{name}: every default is printed");
+        let out = name.replace('/', "-");
+        let line = format!(
+            "run recipe-under-test.toml --out {out} --json max_steps=2 batch_tokens=64 \
+             metric=exact_match"
+        );
+        let line = match text_has_eval(name) {
+            true => line,
+            false => line.replace(" metric=exact_match", ""),
+        };
+        let done = run(dir, &line).json();
+        assert!(done["train"]["steps"] == 2, "{name}: {done}");
+        assert!(dir.join(&out).join("report.html").is_file(), "{name}");
+        // Everything is done already: nothing is trained again, the numbers stay.
+        let again = run(dir, &line).json();
+        assert_eq!(again["after"], done["after"], "{name}");
+        assert!(again["train"].is_null(), "{name}");
+    }
+}
+
+fn text_has_eval(name: &str) -> bool {
+    RECIPES.iter().any(|(n, text)| n == &name && text.contains("[eval]"))
+}
+
+#[test]
+fn full_fine_tuning_writes_a_model_that_loads() {
+    let work = workplace();
+    let dir = work.path();
+    fs::write(dir.join("full.toml"), "[models]\npolicy = \"model\"\n[data]\ntrain = \"train.jsonl\"\n[train]\nmax_steps = 3\n[train.params.full]\n[train.update.adamw]\nlearning_rate = 1e-3\n").unwrap();
+    run(dir, "train full.toml --out tuned").text();
+    let nll = |model: &str| {
+        run(dir, &format!("eval --model {model} --data train.jsonl --metric nll --json")).json()
+            ["value"]
+            .as_f64()
+            .unwrap()
+    };
+    assert!(nll("tuned") < nll("model"));
+}
+
+#[test]
+fn bad_input_gets_one_sentence_and_leaves_nothing() {
+    let work = workplace();
+    let dir = work.path();
+    let refused = |line: &str, words: &[&str]| {
+        run(dir, &format!("train --out out {line}")).refused(words);
+        assert!(!dir.join("out").exists(), "{line}: something was written");
+    };
+    let given = "--model model --data train.jsonl";
+    refused(&format!("{given} lerning_rate=1"), &["lerning_rate", "did you mean learning_rate"]);
+    refused(&format!("{given} at=layers.*.atn.q"), &["layers.*.atn.q", "layers.0.attn.q"]);
+    refused(&format!("{given} lora.r=500"), &["500"]);
+    refused(&format!("{given} epochs=-1"), &["train.epochs", "positive"]);
+    refused("--model model --data absent.jsonl", &["absent.jsonl"]);
+    refused("--model nowhere --data train.jsonl", &["nowhere"]);
+    refused(&format!("{given} max_length=9"), &["train.jsonl:"]);
+    let file = |name: &str, text: &str| fs::write(dir.join(name), text).unwrap();
+    file("empty.jsonl", "");
+    refused("--model model --data empty.jsonl", &["empty.jsonl"]);
+    file("broken.jsonl", "{\"text\": \"fine\"}\n{\"text\": \n");
+    refused("--model model --data broken.jsonl", &["broken.jsonl:2"]);
+    file("mixed.jsonl", "{\"text\": \"fine\"}\n{\"question\": \"?\"}\n");
+    refused("--model model --data mixed.jsonl", &["mixed.jsonl:2"]);
+    file("pair.jsonl", "{\"prompt\": \"a\", \"chosen\": \"b\", \"rejected\": \"c\"}\n");
+    refused("--model model --data pair.jsonl", &["pair.jsonl:1", "preference"]);
+    file("silent.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\", \"train\": false}]}\n");
+    refused("--model model --data silent.jsonl", &["silent.jsonl:1"]);
+    file("bad.toml", "[train]\nepoch = 1\n");
+    refused("bad.toml", &["bad.toml", "line 2", "epochs"]);
+
+    let weights = dir.join("model/model.safetensors");
+    let whole = fs::read(&weights).unwrap();
+    fs::write(&weights, &whole[..whole.len() / 2]).unwrap();
+    refused(given, &["model.safetensors"]);
+    fs::write(&weights, [0xffu8; 64]).unwrap();
+    refused(given, &["model.safetensors"]);
+    fs::write(&weights, &whole).unwrap();
+    let template = dir.join("model/chat_template.jinja");
+    fs::write(&template, "{{ summon(messages) }}").unwrap();
+    refused(given, &["summon"]);
+}
+
+#[test]
+fn a_loss_that_is_no_number_names_step_and_site() {
+    let work = workplace();
+    let dir = work.path();
+    let ran = run(dir, "train --model model --data train.jsonl --out out learning_rate=1e30 batch_tokens=100 max_grad_norm=0 schedule.constant={}");
+    assert_eq!(ran.code, 1, "{}", ran.stderr);
+    assert!(ran.stderr.contains("step 2") && ran.stderr.contains("hint: lower"), "{}", ran.stderr);
+    assert!(!dir.join("out/adapter_model.safetensors").exists());
+}
