@@ -221,7 +221,7 @@ fn methods_are_a_list() {
         assert!(method["recipe"].is_null() || method["recipe"].is_string());
     }
     let lora = list.iter().find(|m| m["name"] == "lora" && m["seam"] == "params").unwrap();
-    assert_eq!(lora["recipe"], "recipes/quickstart/quickstart.toml");
+    assert_eq!(lora["recipe"], "recipes/lora/sft.toml");
     let text = run(dir.path(), "methods");
     assert_eq!(text.text().lines().count(), list.len() + 1);
     assert!(run(dir.path(), "methods adamw").text().contains("[train.update.adamw]"));

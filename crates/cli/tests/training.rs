@@ -187,7 +187,10 @@ fn bad_input_gets_one_sentence_and_leaves_nothing() {
     refused("--model model --data mixed.jsonl", &["mixed.jsonl:2"]);
     file("pair.jsonl", "{\"prompt\": \"a\", \"chosen\": \"b\", \"rejected\": \"c\"}\n");
     refused("--model model --data pair.jsonl", &["pair.jsonl:1", "preference"]);
-    file("silent.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\", \"train\": false}]}\n");
+    file(
+        "silent.jsonl",
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\", \"train\": false}]}\n",
+    );
     refused("--model model --data silent.jsonl", &["silent.jsonl:1"]);
     file("bad.toml", "[train]\nepoch = 1\n");
     refused("bad.toml", &["bad.toml", "line 2", "epochs"]);
@@ -208,7 +211,10 @@ fn bad_input_gets_one_sentence_and_leaves_nothing() {
 fn a_loss_that_is_no_number_names_step_and_site() {
     let work = workplace();
     let dir = work.path();
-    let ran = run(dir, "train --model model --data train.jsonl --out out learning_rate=1e30 batch_tokens=100 max_grad_norm=0 schedule.constant={}");
+    let ran = run(
+        dir,
+        "train --model model --data train.jsonl --out out learning_rate=1e30 batch_tokens=100 max_grad_norm=0 schedule.constant={}",
+    );
     assert_eq!(ran.code, 1, "{}", ran.stderr);
     assert!(ran.stderr.contains("step 2") && ran.stderr.contains("hint: lower"), "{}", ran.stderr);
     assert!(!dir.join("out/adapter_model.safetensors").exists());

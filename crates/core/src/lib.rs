@@ -22,7 +22,7 @@ pub use cache::Cache;
 pub use error::{Error, Result};
 pub use example::{Completion, Example, Form, Origin, Turn};
 pub use hook::{Affine, At, Hook, Hooks};
-pub use model::{Ctx, Head, Logits, Model, Policy};
+pub use model::{Ctx, Head, Learned, Logits, Model, Policy};
 pub use seed::{Rng, Seed};
 pub use site::{SiteId, SiteInfo, SiteKind, SiteMap};
 pub use state::StateDict;

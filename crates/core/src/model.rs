@@ -72,6 +72,9 @@ impl<'a> Ctx<'a> {
     }
 }
 
+/// A model some of whose weights are variables, and these variables by name.
+pub type Learned = (Arc<dyn Model>, Vec<(String, Var)>);
+
 /// Immutable weights and their forward pass.
 ///
 /// Hooks are an argument ([`Ctx::hooks`]), never state: the reference model is the same model
@@ -110,7 +113,7 @@ pub trait Model: Send + Sync {
 
     /// The same model with the weights of `sites` as variables, and these variables by their
     /// Hugging Face names. Everything else is shared.
-    fn learn(&self, sites: &[SiteId]) -> Result<(Arc<dyn Model>, Vec<(String, Var)>)>;
+    fn learn(&self, sites: &[SiteId]) -> Result<Learned>;
 }
 
 /// `log softmax(logits)[target]` in plain tensor operations.

@@ -198,6 +198,9 @@ mod tests {
     fn an_empty_match_names_the_neighbours() {
         let err = map().find("train.params.lora.at", "layers.*.atn.q", |_| true).unwrap_err();
         let text = err.to_string();
-        assert!(text.contains("train.params.lora.at") && text.contains("layers.0.attn.q"), "{text}");
+        assert!(
+            text.contains("train.params.lora.at") && text.contains("layers.0.attn.q"),
+            "{text}"
+        );
     }
 }

@@ -117,12 +117,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s.safetensors");
         let t = Tensor::new(&[[1.5f32, -0.0], [f32::MIN_POSITIVE, 3.0]], &Device::Cpu).unwrap();
-        let state: StateDict = [("b".to_string(), t.clone()), ("a".to_string(), t)].into_iter().collect();
+        let state: StateDict =
+            [("b".to_string(), t.clone()), ("a".to_string(), t)].into_iter().collect();
         state.save(&path, &[("format", "pt")]).unwrap();
         let back = StateDict::load(&path).unwrap();
         let bits = |s: &StateDict| -> Vec<u32> {
-            s.iter().flat_map(|(_, t)| t.flatten_all().unwrap().to_vec1::<f32>().unwrap())
-                .map(f32::to_bits).collect()
+            s.iter()
+                .flat_map(|(_, t)| t.flatten_all().unwrap().to_vec1::<f32>().unwrap())
+                .map(f32::to_bits)
+                .collect()
         };
         assert_eq!(bits(&state), bits(&back));
         let again = state.to_safetensors(&[("format", "pt")]).unwrap();

@@ -91,7 +91,15 @@ impl Heads {
 
     /// Gradients of one sequence's queries `(len, group·e)`, keys and values `(len, e)` for one
     /// key/value head.
-    fn backward(&self, kv: usize, len: usize, q: &[f32], k: &[f32], v: &[f32], dy: &[f32]) -> Grads {
+    fn backward(
+        &self,
+        kv: usize,
+        len: usize,
+        q: &[f32],
+        k: &[f32],
+        v: &[f32],
+        dy: &[f32],
+    ) -> Grads {
         let (e, group) = (self.e, self.h / self.k);
         let (q_row, kv_row) = (self.h * e, self.k * e);
         let mut g = Grads {
@@ -226,7 +234,13 @@ impl CustomOp3 for Attend {
 
 /// Causal scaled dot-product attention within each row: `q` `(n, h·e)`, `k` and `v` `(n, k·e)`
 /// after rotation, to `(n, h·e)` (Dao et al. 2022 for the blocking).
-pub fn attend(q: &Tensor, k: &Tensor, v: &Tensor, rows: &Arc<Rows>, heads: Heads) -> Result<Tensor> {
+pub fn attend(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    rows: &Arc<Rows>,
+    heads: Heads,
+) -> Result<Tensor> {
     let op = Attend { heads, rows: rows.clone() };
     q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
 }
@@ -278,7 +292,12 @@ pub fn attend_cached(
 
 /// Attention weights of every row and head, `(tokens, h)` rows of `(keys)`: for hooks that watch
 /// the pattern. Laid out as one `(h, len, len)` block per row, in row order.
-pub fn naive_pattern(q: &Tensor, k: &Tensor, row: std::ops::Range<usize>, heads: Heads) -> Result<Tensor> {
+pub fn naive_pattern(
+    q: &Tensor,
+    k: &Tensor,
+    row: std::ops::Range<usize>,
+    heads: Heads,
+) -> Result<Tensor> {
     let (len, e) = (row.len(), heads.e);
     let split = |t: &Tensor, n_heads: usize| -> Result<Tensor> {
         t.narrow(0, row.start, len)?.reshape((len, n_heads, e))?.transpose(0, 1)?.contiguous()

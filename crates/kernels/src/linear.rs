@@ -152,7 +152,7 @@ impl CustomOp2 for LearnedOp {
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let ((n, i), (o, _)) = (x.dims2()?, w.dims2()?);
-        let grads = tensor::with(dy, |dy| -> Result<_> {
+        tensor::with(dy, |dy| -> Result<_> {
             let dx = if x.track_op() {
                 let dx = tensor::with(w, |w| grad_input(dy, w, n, o, i))?;
                 Some(tensor::from_vec(dx, (n, i))?)
@@ -166,8 +166,7 @@ impl CustomOp2 for LearnedOp {
                 None
             };
             Ok((dx, dw))
-        })?;
-        grads
+        })?
     }
 }
 

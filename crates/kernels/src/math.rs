@@ -9,7 +9,7 @@ const LANES: usize = 16;
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     // Cody–Waite split of ln 2; the high part has few enough bits that n·HI is exact.
-    const LN2_HI: f32 = 0.693_359_375;
+    const LN2_HI: f32 = 355.0 / 512.0;
     const LN2_LO: f32 = -2.121_944_4e-4;
     // Adding and subtracting 1.5·2^23 rounds to the nearest integer.
     const ROUND: f32 = 12_582_912.0;

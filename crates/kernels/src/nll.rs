@@ -110,27 +110,36 @@ fn grad_hidden(w: &[f32], d: usize, targets: &[u32], saved: &Saved, g: &[f32]) -
 }
 
 /// `dw_v = Σ_t g_t·(1[v = target] − p_tv)·h_t`, with `p` computed again chunk by chunk.
-fn grad_head(h: &[f32], w: &[f32], d: usize, targets: &[u32], saved: &Saved, g: &[f32]) -> Vec<f32> {
+fn grad_head(
+    h: &[f32],
+    w: &[f32],
+    d: usize,
+    targets: &[u32],
+    saved: &Saved,
+    g: &[f32],
+) -> Vec<f32> {
     let m = targets.len();
     let mut dw = vec![0f32; w.len()];
-    dw.par_chunks_mut(CHUNK * d).zip(w.par_chunks(CHUNK * d)).enumerate().for_each(|(i, (dw, w))| {
-        let (v0, c) = (i * CHUNK, w.len() / d);
-        let mut p = vec![0f32; TOKENS * c];
-        for t0 in (0..m).step_by(TOKENS) {
-            let b = TOKENS.min(m - t0);
-            let hv = View::rows(&h[t0 * d..], d);
-            gemm(b, c, d, 1.0, hv, View::rows(w, d).t(), 0.0, &mut p, c, Cores::One);
-            for (t, row) in p.chunks_exact_mut(c).take(b).enumerate() {
-                exp_sum(row, saved.lse_m[t0 + t]);
-                scale(row, -g[t0 + t]);
-                let target = targets[t0 + t] as usize;
-                if (v0..v0 + c).contains(&target) {
-                    row[target - v0] += g[t0 + t];
+    dw.par_chunks_mut(CHUNK * d).zip(w.par_chunks(CHUNK * d)).enumerate().for_each(
+        |(i, (dw, w))| {
+            let (v0, c) = (i * CHUNK, w.len() / d);
+            let mut p = vec![0f32; TOKENS * c];
+            for t0 in (0..m).step_by(TOKENS) {
+                let b = TOKENS.min(m - t0);
+                let hv = View::rows(&h[t0 * d..], d);
+                gemm(b, c, d, 1.0, hv, View::rows(w, d).t(), 0.0, &mut p, c, Cores::One);
+                for (t, row) in p.chunks_exact_mut(c).take(b).enumerate() {
+                    exp_sum(row, saved.lse_m[t0 + t]);
+                    scale(row, -g[t0 + t]);
+                    let target = targets[t0 + t] as usize;
+                    if (v0..v0 + c).contains(&target) {
+                        row[target - v0] += g[t0 + t];
+                    }
                 }
+                gemm(c, d, b, 1.0, View::rows(&p, c).t(), hv, 1.0, dw, d, Cores::One);
             }
-            gemm(c, d, b, 1.0, View::rows(&p, c).t(), hv, 1.0, dw, d, Cores::One);
-        }
-    });
+        },
+    );
     dw
 }
 

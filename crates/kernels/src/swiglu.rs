@@ -42,7 +42,8 @@ impl CustomOp2 for SwiGlu {
     ) -> Result<(CpuStorage, Shape)> {
         let (gate, up) = (tensor::slice(s1, l1)?, tensor::slice(s2, l2)?);
         let mut out = vec![0f32; gate.len()];
-        let chunks = out.par_chunks_mut(CHUNK).zip(gate.par_chunks(CHUNK)).zip(up.par_chunks(CHUNK));
+        let chunks =
+            out.par_chunks_mut(CHUNK).zip(gate.par_chunks(CHUNK)).zip(up.par_chunks(CHUNK));
         chunks.for_each(|((o, g), u)| forward(g, u, o));
         Ok((CpuStorage::F32(out), l1.shape().clone()))
     }
@@ -68,10 +69,7 @@ impl CustomOp2 for SwiGlu {
             })
         })???;
         let dims = gate.shape().clone();
-        Ok((
-            Some(tensor::from_vec(d_gate, dims.clone())?),
-            Some(tensor::from_vec(d_up, dims)?),
-        ))
+        Ok((Some(tensor::from_vec(d_gate, dims.clone())?), Some(tensor::from_vec(d_up, dims)?)))
     }
 }
 

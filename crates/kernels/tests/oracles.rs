@@ -32,7 +32,9 @@ fn distance(a: &Tensor, b: &Tensor) -> f32 {
 fn same(fused: &Tensor, naive: &Tensor, vars: &[&Var]) {
     assert!(distance(fused, naive) < 2e-5, "values differ by {}", distance(fused, naive));
     let pull = random("pull", fused.dims());
-    let grads = |y: &Tensor| y.mul(&pull.as_detached_tensor()).unwrap().sum_all().unwrap().backward().unwrap();
+    let grads = |y: &Tensor| {
+        y.mul(&pull.as_detached_tensor()).unwrap().sum_all().unwrap().backward().unwrap()
+    };
     let (a, b) = (grads(fused), grads(naive));
     for (i, var) in vars.iter().enumerate() {
         let d = distance(a.get(var).unwrap(), b.get(var).unwrap());
@@ -40,23 +42,43 @@ fn same(fused: &Tensor, naive: &Tensor, vars: &[&Var]) {
     }
 }
 
-
 #[test]
 fn norm_rope_swiglu_linear() {
     for (n, d) in [(1, 8), (3, 32), (17, 48)] {
         let (x, w) = (random("x", &[n, d]), random("w", &[d]));
-        same(&rms_norm(&x, &w, 1e-5).unwrap(), &norm::naive_rms_norm(&x, &w, 1e-5).unwrap(), &[&x, &w]);
+        same(
+            &rms_norm(&x, &w, 1e-5).unwrap(),
+            &norm::naive_rms_norm(&x, &w, 1e-5).unwrap(),
+            &[&x, &w],
+        );
         let fixed = w.as_detached_tensor();
-        same(&rms_norm(&x, &fixed, 1e-5).unwrap(), &norm::naive_rms_norm(&x, &fixed, 1e-5).unwrap(), &[&x]);
-        let table = Rotation::new(vec![1.0, 0.3, 0.1, 0.02], 1.3).table(&(0..n as u32).collect::<Vec<_>>());
+        same(
+            &rms_norm(&x, &fixed, 1e-5).unwrap(),
+            &norm::naive_rms_norm(&x, &fixed, 1e-5).unwrap(),
+            &[&x],
+        );
+        let table =
+            Rotation::new(vec![1.0, 0.3, 0.1, 0.02], 1.3).table(&(0..n as u32).collect::<Vec<_>>());
         same(&rotate(&x, &table, 8).unwrap(), &rope::naive_rotate(&x, &table, 8).unwrap(), &[&x]);
         let u = random("u", &[n, d]);
-        same(&swiglu(&x, &u).unwrap(), &luthier_kernels::swiglu::naive_swiglu(&x, &u).unwrap(), &[&x, &u]);
+        same(
+            &swiglu(&x, &u).unwrap(),
+            &luthier_kernels::swiglu::naive_swiglu(&x, &u).unwrap(),
+            &[&x, &u],
+        );
         let w = random("wo", &[5, d]);
-        same(&linear(&x, &w).unwrap(), &luthier_kernels::linear::naive_linear(&x, &w).unwrap(), &[&x, &w]);
+        same(
+            &linear(&x, &w).unwrap(),
+            &luthier_kernels::linear::naive_linear(&x, &w).unwrap(),
+            &[&x, &w],
+        );
         let numbers = w.flatten_all().unwrap().to_vec1().unwrap();
         let frozen = Frozen::new(numbers, 5, d).unwrap();
-        same(&frozen.apply(&x).unwrap(), &luthier_kernels::linear::naive_linear(&x, &w).unwrap(), &[&x]);
+        same(
+            &frozen.apply(&x).unwrap(),
+            &luthier_kernels::linear::naive_linear(&x, &w).unwrap(),
+            &[&x],
+        );
     }
 }
 
@@ -81,7 +103,8 @@ fn check_attention(lengths: &[usize], heads: Heads) {
         };
         cache.select(live.clone());
         let step = Rows::new(&vec![1; live.len()], |_| t);
-        let y = attend_cached(&pick(&q), &pick(&k), &pick(&v), &step, heads, &mut cache, 0).unwrap();
+        let y =
+            attend_cached(&pick(&q), &pick(&k), &pick(&v), &step, heads, &mut cache, 0).unwrap();
         cache.advance(vec![1; live.len()]);
         assert!(distance(&y, &pick(&naive)) < 2e-5);
     }

@@ -149,7 +149,7 @@ fn splitting_a_batch_changes_nothing() {
             }
             (sum, grad)
         };
-        let (want, want_grad) = step(&[whole.clone()]);
+        let (want, want_grad) = step(std::slice::from_ref(&whole));
         for cuts in [vec![0, 1, 4], vec![0, 3, 4], vec![0, 1, 2, 3, 4]] {
             let parts: Vec<Batch> =
                 cuts.windows(2).map(|c| Batch::from_rows(&rows[c[0]..c[1]])).collect();

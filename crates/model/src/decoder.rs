@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use candle_core::{Tensor, Var};
 use luthier_core::{Affine, Ctx, Error, Model, Result, SiteId, SiteKind, SiteMap};
-use luthier_kernels::{Heads, Rotation, attend, attend_cached, attention, head_logp, rotate, swiglu};
+use luthier_kernels::{
+    Heads, Rotation, attend, attend_cached, attention, head_logp, rotate, swiglu,
+};
 
 use crate::{
     config::ModelConfig,
@@ -243,7 +245,7 @@ impl Model for Decoder {
         Err(Error::failed(name, "this site has no weights"))
     }
 
-    fn learn(&self, sites: &[SiteId]) -> Result<(Arc<dyn Model>, Vec<(String, Var)>)> {
+    fn learn(&self, sites: &[SiteId]) -> Result<luthier_core::Learned> {
         let mut learned = self.clone();
         let mut vars: Vec<(String, Var)> = Vec::new();
         let mut embed_done = false;

@@ -88,16 +88,8 @@ impl Loader<'_> {
         let down = self.linear(site("mlp.down"), at, d, f, c.mlp_bias)?;
         let mlp_out = watch(&mut self.sites, "mlp.out", d);
         let resid_post = watch(&mut self.sites, "resid_post", d);
-        let at = LayerSites {
-            resid_pre,
-            pattern,
-            z,
-            attn_out,
-            resid_mid,
-            act,
-            mlp_out,
-            resid_post,
-        };
+        let at =
+            LayerSites { resid_pre, pattern, z, attn_out, resid_mid, act, mlp_out, resid_post };
         Ok(Layer { attn_norm, q, k, v, qk_norm, o, mlp_norm, gate, up, down, at })
     }
 }

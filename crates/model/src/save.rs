@@ -139,8 +139,11 @@ fn bytes_of(name: &str, shape: &[usize], dtype: SaveDtype) -> Result<u64> {
     bytes.ok_or_else(|| Error::failed(name, format!("shape {shape:?} is absurd")))
 }
 
+/// A tensor to come: name, shape, bytes.
+type Coming<'a> = (&'a str, &'a [usize], u64);
+
 fn split<'a>(tensors: &'a [(String, Vec<usize>)], save: &Save) -> Result<Vec<Shard<'a>>> {
-    let mut groups: Vec<(u64, Vec<(&str, &[usize], u64)>)> = vec![(0, Vec::new())];
+    let mut groups: Vec<(u64, Vec<Coming>)> = vec![(0, Vec::new())];
     let mut seen = BTreeSet::new();
     for (name, shape) in tensors {
         if !seen.insert(name.as_str()) {

@@ -166,10 +166,11 @@ fn shard_names(folder: &Path) -> Result<(Vec<String>, BTreeMap<String, String>)>
     Ok((names.into_iter().collect(), promised))
 }
 
+/// The files of a folder, and each tensor's file and place.
+type Opened = (Vec<DataFile>, BTreeMap<String, (usize, Entry)>);
+
 /// Opens the weight files of a folder: the files, and each tensor's file and place.
-pub(crate) fn open_folder(
-    folder: &Path,
-) -> Result<(Vec<DataFile>, BTreeMap<String, (usize, Entry)>)> {
+pub(crate) fn open_folder(folder: &Path) -> Result<Opened> {
     let (names, promised) = shard_names(folder)?;
     let mut files = Vec::with_capacity(names.len());
     let mut tensors: BTreeMap<String, (usize, Entry)> = BTreeMap::new();

@@ -142,7 +142,7 @@ fn flush(out: &mut String, ids: &mut Vec<u32>, look: Look, tokenizer: &Tokenizer
     // The background must not run to the end of the terminal's line.
     for (i, line) in text.split('\n').enumerate() {
         if i > 0 {
-            _ = write!(out, "{style}⏎\x1b[0m\n");
+            _ = writeln!(out, "{style}⏎\x1b[0m");
         }
         if !line.is_empty() {
             _ = write!(out, "{style}{line}\x1b[0m");

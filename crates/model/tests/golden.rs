@@ -71,7 +71,8 @@ fn logits_loss_and_every_gradient_are_those_of_transformers() {
         let vars: BTreeMap<_, _> = vars.into_iter().collect();
         for (parameter, want) in golden::gradients(&recorded) {
             let var = vars.get(parameter).unwrap_or_else(|| panic!("{name}: no {parameter}"));
-            let got = store.get(var).unwrap_or_else(|| panic!("{name}: no gradient of {parameter}"));
+            let got =
+                store.get(var).unwrap_or_else(|| panic!("{name}: no gradient of {parameter}"));
             assert_close(&format!("{name}: gradient of {parameter}"), got, want, 1e-4, 1e-7);
         }
     }
@@ -88,7 +89,8 @@ fn shards_and_both_generations_of_config_are_the_same_model() {
         let dir = tempfile::tempdir().unwrap();
         let from = golden::golden(format!("models/{name}"));
         std::fs::copy(from.join("config.v4.json"), dir.path().join("config.json")).unwrap();
-        std::fs::copy(from.join("model.safetensors"), dir.path().join("model.safetensors")).unwrap();
+        std::fs::copy(from.join("model.safetensors"), dir.path().join("model.safetensors"))
+            .unwrap();
         let old = Decoder::load(&Source::open(dir.path()).unwrap(), |_, _| ()).unwrap();
         let recorded = golden::load_tensors(format!("models/{name}/golden.safetensors"));
         let batch = golden::batch(&recorded, "");

@@ -102,7 +102,6 @@ fn file(role: &str, p: &Prepared) -> DataFile {
         tokens: Some(counts.tokens as u64),
         trained_tokens: Some(counts.trained as u64),
         sha256: counts.sha256,
-        ..DataFile::default()
     }
 }
 
@@ -115,7 +114,10 @@ fn short(path: &str) -> String {
 fn data(facts: &Facts) -> Vec<DataFile> {
     let mut files = vec![file("train", &facts.stage.train)];
     files.extend(facts.stage.eval.as_ref().map(|e| file("eval", e)));
-    let tables = [("test", facts.measure.and_then(Measure::task)), ("general text", facts.measure.and_then(Measure::general))];
+    let tables = [
+        ("test", facts.measure.and_then(Measure::task)),
+        ("general text", facts.measure.and_then(Measure::general)),
+    ];
     for (role, table) in tables {
         let Some(table) = table else { continue };
         files.push(DataFile {
@@ -214,9 +216,11 @@ fn expected(counts: &luthier_probe::metric::FieldCounts) -> usize {
 
 fn fields(facts: &Facts) -> Vec<Field> {
     let of = |m: Option<&Measured>| m.and_then(|m| m.task.as_ref()).and_then(|t| t.fields.clone());
-    let (before, after) = (of(facts.before).unwrap_or_default(), of(facts.after).unwrap_or_default());
+    let (before, after) =
+        (of(facts.before).unwrap_or_default(), of(facts.after).unwrap_or_default());
     let field = |(name, counts): (&String, &luthier_probe::metric::FieldCounts)| {
-        let share = |c: &luthier_probe::metric::FieldCounts| c.right as f64 / expected(c).max(1) as f64;
+        let share =
+            |c: &luthier_probe::metric::FieldCounts| c.right as f64 / expected(c).max(1) as f64;
         (expected(counts) > 0).then(|| Field {
             name: name.clone(),
             n: Some(expected(counts) as u64),
@@ -260,7 +264,8 @@ fn general(facts: &Facts) -> Result<Option<General>> {
 
 fn answers(facts: &Facts) -> Vec<Answer> {
     let of = |m: Option<&Measured>| m.and_then(|m| m.task.clone()).map(|t| t.answers);
-    let (before, after) = (of(facts.before).unwrap_or_default(), of(facts.after).unwrap_or_default());
+    let (before, after) =
+        (of(facts.before).unwrap_or_default(), of(facts.after).unwrap_or_default());
     let answer = |(i, a): (usize, &crate::evaluate::AnswerRow)| {
         let b = before.get(i);
         Answer {
@@ -309,6 +314,7 @@ fn artefacts(facts: &Facts) -> Result<Vec<Artefact>> {
     ];
     let files: Vec<_> = names.iter().map(|n| facts.out.join(n)).filter(|p| p.is_file()).collect();
     let outputs = manifest::outputs(facts.out, files.iter().map(|p| p.as_path()))?;
-    let artefact = |o: manifest::Output| Artefact { path: o.path, bytes: Some(o.bytes), sha256: o.sha256 };
+    let artefact =
+        |o: manifest::Output| Artefact { path: o.path, bytes: Some(o.bytes), sha256: o.sha256 };
     Ok(outputs.into_iter().map(artefact).collect())
 }

@@ -12,7 +12,10 @@ pub fn changes(bound: &Bound, opened: &Opened) -> Result<DeltaReport> {
     let changed: Vec<Changed> = match &bound.kind {
         Kind::Lora(lora) => {
             let targets = lora.targets(opened.model.sites())?;
-            targets.iter().map(|t| low_rank(bound, opened, t.site, t.scale)).collect::<Result<_>>()?
+            targets
+                .iter()
+                .map(|t| low_rank(bound, opened, t.site, t.scale))
+                .collect::<Result<_>>()?
         }
         Kind::Full(_) => {
             let sites = opened.model.sites().iter().filter(|s| s.module.is_some());

@@ -55,7 +55,9 @@ pub fn merged(
 /// Hooks on values rather than weights have no place in a plain model.
 fn refuse_unfoldable(model: &dyn Model, hooks: &Hooks) -> Result<()> {
     for site in hooks.sites().map(|id| model.sites().info(id)) {
-        if site.module.is_none() || hooks.fold(model.sites(), site.id, model.affine(site.id)?)?.is_none() {
+        if site.module.is_none()
+            || hooks.fold(model.sites(), site.id, model.affine(site.id)?)?.is_none()
+        {
             return Err(Error::input(&site.name, "what is bound here cannot become a weight")
                 .hint("keep the adapter beside the model instead of folding it"));
         }

@@ -6,11 +6,7 @@ use luthier_core::Result;
 use luthier_train::{estimate::Memory, run, step::Step};
 use serde::Serialize;
 
-use crate::{
-    export,
-    prepare::Counts,
-    training::Stage,
-};
+use crate::{export, prepare::Counts, training::Stage};
 
 /// The facts of a plan.
 #[derive(Clone, Debug, Serialize)]
@@ -83,11 +79,8 @@ pub fn plan(stage: &Stage) -> Result<Plan> {
             None => params.push(Group { name: like, variables: 1, count }),
         }
     }
-    let (steps, tokens) = run::extent(
-        &stage.config,
-        &|epoch| stage.plan.epoch(epoch),
-        &stage.train.rows,
-    );
+    let (steps, tokens) =
+        run::extent(&stage.config, &|epoch| stage.plan.epoch(epoch), &stage.train.rows);
     let tokens_per_second = probe(stage)?;
     Ok(Plan {
         recipe: stage.recipe.clone(),
@@ -179,7 +172,11 @@ impl Plan {
         let about = if self.recipe.about.is_empty() { "training" } else { &self.recipe.about };
         line(about.to_string());
         line(format!("├─ model      {} ({})", self.model.name, self.model.kind));
-        line(format!("│             {} parameters, sha256 {}", grouped(self.model.parameters), short(&self.model.sha256)));
+        line(format!(
+            "│             {} parameters, sha256 {}",
+            grouped(self.model.parameters),
+            short(&self.model.sha256)
+        ));
         for (role, counts) in [("train", Some(&self.train)), ("eval", self.eval.as_ref())] {
             let Some(c) = counts else { continue };
             line(format!("├─ {role:<10} {} — {}", c.source, c.layout));
@@ -198,7 +195,12 @@ impl Plan {
             100.0 * self.trainable as f64 / self.model.parameters as f64
         ));
         for group in &self.params {
-            line(format!("│             {:<40} ×{:<4} {:>12}", group.name, group.variables, grouped(group.count)));
+            line(format!(
+                "│             {:<40} ×{:<4} {:>12}",
+                group.name,
+                group.variables,
+                grouped(group.count)
+            ));
         }
         line(format!(
             "├─ work       {} steps, {} tokens; activations {}",

@@ -76,7 +76,7 @@ pub fn table(paths: &Paths, data: &Data) -> Result<Table> {
 /// Renders and applies the over-length policy.
 pub fn prepare(table: Table, data: &Data, tokenizer: &Tokenizer) -> Result<Prepared> {
     one_answer(&table)?;
-    let options = RenderOptions { loss_on: data.loss_on, ..RenderOptions::default() };
+    let options = RenderOptions { loss_on: data.loss_on };
     let rendered = render_table(&table, tokenizer, &options)?;
     let rows: Vec<Row> = rendered.into_iter().map(|r: Rendered| r.row).collect();
     let origin = |example: usize| match table.examples.get(example) {
@@ -106,7 +106,11 @@ fn one_answer(table: &Table) -> Result<()> {
 }
 
 /// Training and evaluation rows of a recipe.
-pub fn both(data: &Data, tokenizer: &Tokenizer, seed: Seed) -> Result<(Prepared, Option<Prepared>)> {
+pub fn both(
+    data: &Data,
+    tokenizer: &Tokenizer,
+    seed: Seed,
+) -> Result<(Prepared, Option<Prepared>)> {
     let Some(train) = &data.train else {
         return Err(Error::input("data.train", "missing: nothing to train on")
             .hint("name a file: data.train = \"train.jsonl\", or --data train.jsonl"));

@@ -21,8 +21,7 @@ use crate::{
     evaluate::{AnswerRow, Limits, evaluate, general, metric},
     manifest::MANIFEST,
     open::Opened,
-    prepare,
-    report,
+    prepare, report,
     schema::{Eval, Recipe},
     training::{Circumstances, RECIPE, Stage, check_out},
 };
@@ -114,7 +113,14 @@ impl Measure {
     }
 
     /// Measures a policy, or reads the result from `file` when it is there already.
-    fn once(&self, policy: &Policy, opened: &Opened, id: &str, file: &Path, say: Say) -> Result<Measured> {
+    fn once(
+        &self,
+        policy: &Policy,
+        opened: &Opened,
+        id: &str,
+        file: &Path,
+        say: Say,
+    ) -> Result<Measured> {
         let key = self.key(id);
         if file.is_file() {
             let known: Measured = io::read_json(file)?;

@@ -192,12 +192,14 @@ impl Recipe {
     }
 
     fn table(&self) -> Result<Table> {
-        Table::try_from(self).map_err(|e| Error::failed("recipe", format!("cannot be written: {e}")))
+        Table::try_from(self)
+            .map_err(|e| Error::failed("recipe", format!("cannot be written: {e}")))
     }
 
     /// The recipe as TOML.
     pub fn to_toml(&self) -> Result<String> {
-        toml::to_string(self).map_err(|e| Error::failed("recipe", format!("cannot be written: {e}")))
+        toml::to_string(self)
+            .map_err(|e| Error::failed("recipe", format!("cannot be written: {e}")))
     }
 }
 
@@ -246,8 +248,26 @@ fn leaves(table: &Table) -> Vec<String> {
     all
 }
 
-/// The one known path that is `key` or ends in it. A dotted key that is no end of a known one is
-/// taken as a full path: the parser knows methods that the recipe does not name yet.
+/// `schedule.constant` → `train.update.schedule.constant`, when one known table ends in the key's
+/// first part.
+fn below_table(key: &str, known: &[String]) -> Option<String> {
+    let (first, rest) = key.split_once('.')?;
+    let inside = |path: &String| {
+        let at = path.find(&format!(".{first}."))?;
+        Some(path[..at + 1 + first.len()].to_string())
+    };
+    let mut tables: Vec<String> = known.iter().filter_map(inside).collect();
+    tables.sort();
+    tables.dedup();
+    match tables.as_slice() {
+        [one] => Some(format!("{one}.{rest}")),
+        _ => None,
+    }
+}
+
+/// The one known path that is `key` or ends in it. A dotted key that is no end of a known one may
+/// name a method that the recipe does not use yet: it is looked for below a known table, and else
+/// taken as a full path.
 fn full_path(key: &str, known: &[String]) -> Result<String> {
     if known.iter().any(|k| k == key) {
         return Ok(key.to_string());
@@ -255,7 +275,7 @@ fn full_path(key: &str, known: &[String]) -> Result<String> {
     let ends: Vec<&String> = known.iter().filter(|k| k.ends_with(&format!(".{key}"))).collect();
     match ends.as_slice() {
         [one] => Ok(one.to_string()),
-        [] if key.contains('.') => Ok(key.to_string()),
+        [] if key.contains('.') => Ok(below_table(key, known).unwrap_or_else(|| key.to_string())),
         [] => {
             let last = known.iter().map(|k| k.rsplit('.').next().unwrap_or(k));
             Err(Error::input(key, "no setting of this recipe has this name")

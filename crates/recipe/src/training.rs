@@ -118,10 +118,8 @@ impl Stage {
         recipe.data.eval = None;
         recipe.eval = None;
         let eval = self.eval.as_ref().map_or("", |e| e.table.sha256.as_str());
-        let text = recipe.to_toml()?
-            + &self.train.table.sha256
-            + eval
-            + self.opened.tokenizer.sha256();
+        let text =
+            recipe.to_toml()? + &self.train.table.sha256 + eval + self.opened.tokenizer.sha256();
         Ok(io::sha256(text.as_bytes()))
     }
 
@@ -217,16 +215,14 @@ impl Stage {
             ..Generate::default()
         };
         let text = Text(tokenizer);
-        let answers =
-            generate(&self.bound.policy, &prompts, &options, &text, &mut |_, _, _| ())?;
-        let sample = |(example, answer): (&&luthier_core::Example, luthier_decode::Generated)| {
-            Sample {
+        let answers = generate(&self.bound.policy, &prompts, &options, &text, &mut |_, _, _| ())?;
+        let sample =
+            |(example, answer): (&&luthier_core::Example, luthier_decode::Generated)| Sample {
                 step,
                 sample_prompt: example.prompt.last().map_or(String::new(), |t| t.content.clone()),
                 sample_text: answer.text,
                 sample_expected: example.completions.first().map(|c| c.text().to_string()),
-            }
-        };
+            };
         Ok(chosen.iter().zip(answers).map(sample).collect())
     }
 }
@@ -244,8 +240,9 @@ pub fn check_out(out: &Path, resume: bool) -> Result<()> {
             Err(Error::input(at, format!("this folder already holds a run ({file})"))
                 .hint("name another --out, or go on with --resume"))
         }
-        (None, true) => Err(Error::input(at, "there is no run to resume")
-            .hint("start it without --resume")),
+        (None, true) => {
+            Err(Error::input(at, "there is no run to resume").hint("start it without --resume"))
+        }
         _ if out.is_file() => Err(Error::input(at, "is a file, a folder is needed")),
         _ => Ok(()),
     }

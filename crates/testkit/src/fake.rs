@@ -249,7 +249,7 @@ impl Model for Fake {
         Ok(Affine { w_oi: w_oi.clone(), b_o: self.weight(site, "bias").cloned() })
     }
 
-    fn learn(&self, sites: &[SiteId]) -> Result<(Arc<dyn Model>, Vec<(String, Var)>)> {
+    fn learn(&self, sites: &[SiteId]) -> Result<luthier_core::Learned> {
         let mut weights = self.weights.clone();
         let mut vars: Vec<(String, Var)> = Vec::new();
         for site in sites {

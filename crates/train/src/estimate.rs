@@ -78,10 +78,5 @@ pub fn memory(model: &dyn Model, sizes: Sizes, adapted: u64) -> Memory {
     // The numbers, the sum of their gradients, each shard's own, and the optimizer's buffers.
     let sets = 2 + sizes.buffers + if sizes.shards > 1 { sizes.shards } else { 0 };
     let learned = sizes.trainable * sets - sizes.in_place;
-    Memory {
-        weights: F32 * sizes.parameters,
-        learned: F32 * learned,
-        activations,
-        rest: 60 << 20,
-    }
+    Memory { weights: F32 * sizes.parameters, learned: F32 * learned, activations, rest: 60 << 20 }
 }

@@ -13,7 +13,7 @@ pub mod order;
 pub mod run;
 pub mod step;
 
-pub use backward::{Activation, Gradients, forward_backward};
+pub use backward::{Activation, Gradients};
 pub use config::Train;
 pub use run::{Job, Outcome, Stopped, run};
 pub use step::{Step, StepReport};

@@ -298,8 +298,7 @@ impl Run<'_> {
         // The log first: a checkpoint never knows steps that the log lacks.
         self.log.sync()?;
         let (job, best) = (self.job, self.progress.best.map(|(step, _)| step));
-        let dir =
-            checkpoint::save(job.out, &self.progress, job.vars, &self.stepper, job.export)?;
+        let dir = checkpoint::save(job.out, &self.progress, job.vars, &self.stepper, job.export)?;
         if let Some(limit) = job.config.save_total_limit {
             checkpoint::prune(job.out, limit, best)?;
         }

@@ -8,7 +8,7 @@ use luthier_loss::{Log, Objective};
 use luthier_update::Stepper;
 use rayon::prelude::*;
 
-use crate::backward::{Gradients, Share, forward_backward};
+use crate::backward::{Gradients, Share};
 
 /// What a step did.
 #[derive(Clone, Debug)]
@@ -92,16 +92,7 @@ impl Step<'_> {
     /// One shard forward and backward.
     fn share(&self, batch: &Batch, noise: Seed, scale: f64) -> Result<(Share, Gradients)> {
         let mut gradients = Gradients::new();
-        let share = forward_backward(
-            self.policy,
-            self.vars,
-            self.objective,
-            batch,
-            self.keep,
-            Some(noise),
-            scale,
-            &mut gradients,
-        )?;
+        let share = self.forward_backward(batch, Some(noise), scale, &mut gradients)?;
         Ok((share, gradients))
     }
 

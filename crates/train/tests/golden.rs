@@ -12,9 +12,7 @@ use luthier_loss::Loss;
 use luthier_model::{Decoder, Source};
 use luthier_params::{Bound, Full, Params, peft};
 use luthier_testkit::{assert_close, assert_same_bits, golden};
-use luthier_train::{
-    Gradients, Job, Outcome, Stopped, Train, checkpoint, forward_backward, log::metrics,
-};
+use luthier_train::{Gradients, Job, Outcome, Step, Stopped, Train, checkpoint, log::metrics};
 use luthier_update::Update;
 
 fn model(name: &str) -> Arc<dyn Model> {
@@ -132,10 +130,9 @@ fn gradients(bound: &Bound, batches: &[Batch], keep: bool) -> (f64, Gradients) {
     let objective = loss.objective().unwrap();
     let scale = 1.0 / objective.normaliser(batches);
     let (mut all, mut sum) = (Gradients::new(), 0.0);
+    let step = Step { policy: &bound.policy, vars: &bound.vars, objective, keep };
     for batch in batches {
-        let (policy, vars) = (&bound.policy, &bound.vars);
-        let share =
-            forward_backward(policy, vars, objective, batch, keep, None, scale, &mut all).unwrap();
+        let share = step.forward_backward(batch, None, scale, &mut all).unwrap();
         sum += share.sum * scale;
     }
     (sum, all)

@@ -80,11 +80,7 @@ fn quoted(text: &str, close: char) -> usize {
 /// Whether a quote opens a character rather than naming a lifetime.
 fn is_char(text: &str) -> bool {
     let mut chars = text.chars().skip(1);
-    match (chars.next(), chars.next()) {
-        (Some('\\'), _) => true,
-        (Some(_), Some('\'')) => true,
-        _ => false,
-    }
+    matches!((chars.next(), chars.next()), (Some('\\'), _) | (Some(_), Some('\'')))
 }
 
 /// Blanks out what is compiled for tests only, and lists the modules (`mod tests;`) that stand in

@@ -112,7 +112,11 @@ fn table(summary: &Summary) -> String {
             true => percent(s.value, s.ci95),
             false => plain(s.value, s.ci95),
         };
-        let name = format!("{} (n = {})", b.metric.replace("json_match", "exact match").replace('_', " "), b.n);
+        let name = format!(
+            "{} (n = {})",
+            b.metric.replace("json_match", "exact match").replace('_', " "),
+            b.n
+        );
         out += &format!("{name:<26}{:>22}{:>22}\n", show(&b), show(&a));
     }
     if let (Some(b), Some(a)) = (perplexity(before), perplexity(after)) {
@@ -128,6 +132,7 @@ fn table(summary: &Summary) -> String {
             train.tokens_per_second
         );
     }
-    out += &format!("adapter {}\nreport  {}\n", summary.adapter.display(), summary.report.display());
+    out +=
+        &format!("adapter {}\nreport  {}\n", summary.adapter.display(), summary.report.display());
     out
 }

@@ -51,7 +51,7 @@ pub fn run(args: Args) -> Result<()> {
     let (table, notes) = Chain(data.steps.clone()).apply_noting(whole, seed)?;
     let path = bring(&recipe.models.policy)?;
     let (source, tokenizer) = (Source::open(&path)?, Tokenizer::open(&path)?);
-    let options = RenderOptions { loss_on: data.loss_on, ..RenderOptions::default() };
+    let options = RenderOptions { loss_on: data.loss_on };
     let rendered = render_table(&table, &tokenizer, &options)?;
     let vocab = source.config().vocab;
     for row in &rendered {

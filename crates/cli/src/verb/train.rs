@@ -112,8 +112,10 @@ pub fn run(args: Args) -> Result<()> {
     check_out(&args.out, args.resume)?;
     let stage = Stage::new(recipe)?;
     let counts = stage.train.counts();
-    out::say(&format!("{}: {}, {} rows, {} tokens ({} trained)",
-        counts.source, counts.layout, counts.rows, counts.tokens, counts.trained));
+    out::say(&format!(
+        "{}: {}, {} rows, {} tokens ({} trained)",
+        counts.source, counts.layout, counts.rows, counts.tokens, counts.trained
+    ));
     if stage.train.cut.over_length > 0 {
         out::say(&stage.train.cut.to_string());
     }

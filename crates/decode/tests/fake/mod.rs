@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Device, Tensor};
 use luthier_core::{Affine, Ctx, Error, Model, Policy, Result, SiteId, SiteKind, SiteMap};
 use luthier_decode::TokenText;
 
@@ -91,7 +91,7 @@ impl Model for Fake {
         Err(Error::failed("fake", "has no weights"))
     }
 
-    fn learn(&self, _sites: &[SiteId]) -> Result<(Arc<dyn Model>, Vec<(String, Var)>)> {
+    fn learn(&self, _sites: &[SiteId]) -> Result<luthier_core::Learned> {
         Err(Error::failed("fake", "has no weights"))
     }
 }

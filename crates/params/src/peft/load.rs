@@ -52,13 +52,16 @@ fn check_base(
     }
 }
 
+/// Tensors under our names, and the sites they adapt, each with its rank and alpha.
+type Renamed<'m> = (StateDict, Vec<(&'m SiteInfo, usize, f64)>);
+
 /// The tensors under our names, and the sites they adapt with the settings of each.
 fn rename<'m>(
     weights: &Path,
     file: StateDict,
     model: &'m Arc<dyn Model>,
     read: &Read,
-) -> Result<(StateDict, Vec<(&'m SiteInfo, usize, f64)>)> {
+) -> Result<Renamed<'m>> {
     let at = |key: &str| format!("{}: {key}", weights.display());
     let mut state = StateDict::default();
     let mut parts_of: BTreeMap<u32, BTreeSet<&str>> = BTreeMap::new();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Device, Tensor};
 use luthier_core::{Affine, Ctx, Error, Model, Policy, Result, Seed, SiteId, SiteKind, SiteMap};
 
 pub const VOCAB: usize = 8;
@@ -81,7 +81,7 @@ impl Model for Fake {
         Err(Error::failed("fake", "gives no weights away"))
     }
 
-    fn learn(&self, _sites: &[SiteId]) -> Result<(Arc<dyn Model>, Vec<(String, Var)>)> {
+    fn learn(&self, _sites: &[SiteId]) -> Result<luthier_core::Learned> {
         Err(Error::failed("fake", "learns nothing"))
     }
 }

@@ -102,10 +102,13 @@ fn what_a_model_says_stays_text() {
     assert!(!html.contains("<img"));
 }
 
+/// A section's heading, and how to take away what it shows.
+type Case = (&'static str, fn(&mut ReportData));
+
 #[test]
 fn a_missing_part_leaves_no_heading() {
     let whole = render(&full());
-    let cases: [(&str, fn(&mut ReportData)); 8] = [
+    let cases: [Case; 8] = [
         ("task", |d| {
             d.tasks.clear();
             d.fields.clear();
