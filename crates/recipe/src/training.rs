@@ -292,6 +292,7 @@ fn memory(
         parameters: opened.parameters,
         trainable,
         in_place: if full { trainable } else { 0 },
+        largest: bound.vars.iter().map(|(_, v)| v.elem_count() as u64).max().unwrap_or(0),
         live_tokens: largest.0,
         live_trained: largest.1,
         shards: largest.2,

@@ -18,6 +18,8 @@ pub struct Sizes {
     pub live_trained: u64,
     /// Shards of the largest pass: each has gradients of its own.
     pub shards: u64,
+    /// Numbers of the largest learned tensor.
+    pub largest: u64,
     /// Optimizer buffers per learned number (AdamW 2, SGD 0 or 1).
     pub buffers: u64,
     /// Whether block activations are kept.
@@ -77,6 +79,8 @@ pub fn memory(model: &dyn Model, sizes: Sizes, adapted: u64) -> Memory {
     let activations = F32 * (tokens * (per_block * (kept_blocks + 2) + stream) + head);
     // The numbers, the sum of their gradients, each shard's own, and the optimizer's buffers.
     let sets = 2 + sizes.buffers + if sizes.shards > 1 { sizes.shards } else { 0 };
-    let learned = sizes.trainable * sets - sizes.in_place;
+    // While the gradient of a table is summed (embedding, tied head, accumulation) it exists about
+    // four times.
+    let learned = sizes.trainable * sets - sizes.in_place + 4 * sizes.largest;
     Memory { weights: F32 * sizes.parameters, learned: F32 * learned, activations, rest: 60 << 20 }
 }
