@@ -2,7 +2,6 @@
 //! equal to one that was never interrupted.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
     time::Instant,
@@ -317,7 +316,6 @@ impl Run<'_> {
             let best = job.out.join(BEST);
             if config.load_best_model_at_end && best.is_file() {
                 checkpoint::restore(job.vars, &StateDict::load(&best)?, &best)?;
-                fs::remove_file(&best).map_err(|e| Error::io(&best, e))?;
             }
         }
         let seconds = self.started.elapsed().as_secs_f64();

@@ -51,12 +51,24 @@ fn run(
     resume: bool,
     stop: bool,
 ) -> Outcome {
+    run_with(bound, config, (rows, steps, &[]), out, resume, stop)
+}
+
+/// The same with rows to evaluate on.
+fn run_with(
+    bound: &Bound,
+    config: &Train,
+    (rows, steps, eval): (&[Row], &[Vec<usize>], &[Row]),
+    out: &Path,
+    resume: bool,
+    stop: bool,
+) -> Outcome {
     luthier_train::run(&Job {
         policy: &bound.policy,
         vars: &bound.vars,
         config,
         train: rows,
-        eval: &[],
+        eval,
         order: &|_| steps.to_vec(),
         describe: &|i| format!("row {i}"),
         export: &|_| Ok(()),
@@ -235,4 +247,32 @@ fn an_interruption_leaves_a_checkpoint_to_go_on_from() {
     let outcome = run(&second, &config, &data, out.path(), true, false);
     assert_eq!((outcome.steps, outcome.stopped), (6, None));
     assert!(values(&second.vars) == values(&whole.vars));
+}
+
+#[test]
+fn the_best_evaluation_is_kept_and_patience_ends_the_run() {
+    let (rows, steps) = small();
+    let config: Train = Train {
+        // Far too fast: the evaluation gets worse after a few steps.
+        update: toml::from_str("[adamw]\nlearning_rate = 0.3\n[schedule.constant]\n").unwrap(),
+        epochs: 4.0,
+        eval_steps: 1,
+        load_best_model_at_end: true,
+        early_stopping_patience: Some(3),
+        ..Train::default()
+    };
+    let (bound, out) = (fresh(), tempfile::tempdir().unwrap());
+    let data = (rows.as_slice(), steps.as_slice(), &rows[..3]);
+    let outcome = run_with(&bound, &config, data, out.path(), false, false);
+    let lines = metrics::read(&out.path().join("metrics.jsonl")).unwrap();
+    let evals: Vec<f64> = lines.iter().filter_map(|l| l["eval_loss"].as_f64()).collect();
+    let lowest = evals.iter().copied().fold(f64::INFINITY, f64::min);
+    let (step, best) = outcome.best.unwrap();
+    assert_eq!((best, evals[step as usize - 1]), (lowest, lowest));
+    assert_eq!(outcome.stopped, Some(Stopped::EarlyStopping));
+    assert_eq!(outcome.steps, step + 3, "three evaluations without improvement, then the end");
+    let objective = config.loss.objective().unwrap();
+    let (again, _) =
+        luthier_train::evaluate::evaluate(&bound.policy, objective, &rows[..3], 4096).unwrap();
+    assert_eq!(again, best, "the weights are not those of the best evaluation");
 }
