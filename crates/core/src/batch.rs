@@ -153,6 +153,25 @@ impl Batch {
     }
 }
 
+/// Cuts `rows` into runs of at most `limit` tokens, in order; a longer row is a run of its own.
+pub fn pack(rows: &[usize], length: impl Fn(usize) -> usize, limit: usize) -> Vec<Vec<usize>> {
+    let mut runs: Vec<Vec<usize>> = Vec::new();
+    let mut tokens = 0usize;
+    for &row in rows {
+        match runs.last_mut() {
+            Some(run) if tokens.saturating_add(length(row)) <= limit => {
+                run.push(row);
+                tokens += length(row);
+            }
+            _ => {
+                runs.push(vec![row]);
+                tokens = length(row);
+            }
+        }
+    }
+    runs
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,6 +180,13 @@ mod tests {
     fn a_row_shifts_targets_and_keeps_inputs() {
         let row = Row::from_tokens(&[5, 6, 7], &[1.0, 0.0, 2.0], 3);
         assert_eq!((row.ids, row.targets, row.weights), (vec![5, 6], vec![6, 7], vec![0.0, 2.0]));
+    }
+
+    #[test]
+    fn runs_are_filled_until_the_next_row_would_not_fit() {
+        let lengths = [3, 3, 4, 11, 1];
+        let runs = pack(&[0, 1, 2, 3, 4], |i| lengths[i], 10);
+        assert_eq!(runs, [vec![0, 1, 2], vec![3], vec![4]]);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub use chain::{Chain, Note};
 pub use layout::Layout;
-pub use order::{Cursor, Plan};
+pub use order::Plan;
 pub use read::{ReadOptions, read, read_many};
 pub use transform::overlength::{CutTable, Overlength};
 
@@ -72,16 +72,7 @@ impl Step for Kind {
     }
 }
 
-/// One line of the table of methods.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Method {
-    /// Number of the paper in `papers/`, if it is one paper's method.
-    pub paper: Option<u32>,
-    /// The key in a recipe.
-    pub name: &'static str,
-    /// What it does, in one line.
-    pub about: &'static str,
-}
+pub use luthier_core::Method;
 
 /// What this seam offers; `luthier methods` and the laws run over it.
 pub const METHODS: &[Method] = &[

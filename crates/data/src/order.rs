@@ -2,23 +2,13 @@
 //!
 //! An epoch is a seeded permutation of all rows, cut into steps of at most `batch_tokens` tokens. A
 //! longer row is a step of its own. Nothing is stored: an epoch's steps are computed from the
-//! lengths, the seed and the epoch's number alone, so a resumed run needs only its [`Cursor`].
+//! lengths, the seed and the epoch's number alone, so a resumed run needs only the number of its step.
 
-use luthier_core::Seed;
-use serde::{Deserialize, Serialize};
+use luthier_core::{Seed, batch::pack};
 
 /// Windows of this many steps are sorted by length when rows are grouped: wide enough for steps of
 /// like rows, narrow enough that an epoch stays random.
 const WINDOW_STEPS: usize = 50;
-
-/// Where training stands in its order: the step that comes next.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Cursor {
-    /// Epochs that are finished.
-    pub epoch: usize,
-    /// Steps of this epoch that are finished.
-    pub step: usize,
-}
 
 /// The endless, deterministic sequence of optimizer steps.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,27 +28,6 @@ impl Plan {
     pub fn epoch(&self, epoch: usize) -> Vec<Vec<usize>> {
         self::epoch(&self.lengths, self.batch_tokens, self.seed, epoch, self.group_by_length)
     }
-
-    /// All steps from `cursor` on, over as many epochs as are asked for. With each step comes the
-    /// cursor behind it, which is what a checkpoint taken after the step stores.
-    pub fn steps_from(&self, cursor: Cursor) -> impl Iterator<Item = (Cursor, Vec<usize>)> + '_ {
-        // Without rows there is no step in any epoch, and looking for one would never end.
-        let last = if self.lengths.is_empty() { cursor.epoch } else { usize::MAX };
-        (cursor.epoch..last).flat_map(move |epoch| {
-            let steps = self.epoch(epoch);
-            let n = steps.len();
-            let done = if epoch == cursor.epoch { cursor.step } else { 0 };
-            steps.into_iter().enumerate().skip(done).map(move |(i, rows)| {
-                let next = i + 1;
-                let behind = if next == n {
-                    Cursor { epoch: epoch + 1, step: 0 }
-                } else {
-                    Cursor { epoch, step: next }
-                };
-                (behind, rows)
-            })
-        })
-    }
 }
 
 /// The steps of epoch number `epoch`.
@@ -72,42 +41,18 @@ pub fn epoch(
     let seed = seed.split("order").at(epoch as u64);
     let mut rows: Vec<usize> = (0..lengths.len()).collect();
     seed.split("rows").rng().shuffle(&mut rows);
+    let length = |row: usize| lengths[row];
     if !group_by_length {
-        return pack(&rows, lengths, batch_tokens);
+        return pack(&rows, length, batch_tokens);
     }
     let mut steps = Vec::new();
-    for mut window in pack(&rows, lengths, batch_tokens.saturating_mul(WINDOW_STEPS)) {
+    for mut window in pack(&rows, length, batch_tokens.saturating_mul(WINDOW_STEPS)) {
         // Stable, so rows of one length keep the order of the permutation.
         window.sort_by_key(|row| lengths[*row]);
-        steps.extend(pack(&window, lengths, batch_tokens));
+        steps.extend(pack(&window, length, batch_tokens));
     }
     seed.split("steps").rng().shuffle(&mut steps);
     steps
-}
-
-/// The micro-batches of one step: its rows in order, each micro-batch at most `micro_tokens`
-/// tokens, or one row.
-pub fn micro(step: &[usize], lengths: &[usize], micro_tokens: usize) -> Vec<Vec<usize>> {
-    pack(step, lengths, micro_tokens)
-}
-
-/// Cuts `rows` into runs of at most `limit` tokens; a longer row is a run of its own.
-fn pack(rows: &[usize], lengths: &[usize], limit: usize) -> Vec<Vec<usize>> {
-    let mut runs: Vec<Vec<usize>> = Vec::new();
-    let mut tokens = 0usize;
-    for &row in rows {
-        match runs.last_mut() {
-            Some(run) if tokens.saturating_add(lengths[row]) <= limit => {
-                run.push(row);
-                tokens += lengths[row];
-            }
-            _ => {
-                runs.push(vec![row]);
-                tokens = lengths[row];
-            }
-        }
-    }
-    runs
 }
 
 #[cfg(test)]
@@ -136,7 +81,7 @@ mod tests {
             for step in &steps {
                 prop_assert!(!step.is_empty());
                 prop_assert!(step.len() == 1 || tokens(step, &lengths) <= batch_tokens);
-                let parts = micro(step, &lengths, batch_tokens / 3);
+                let parts = pack(step, |i| lengths[i], batch_tokens / 3);
                 prop_assert_eq!(&parts.concat(), step);
                 for part in &parts {
                     prop_assert!(part.len() == 1 || tokens(part, &lengths) <= batch_tokens / 3);
@@ -144,14 +89,6 @@ mod tests {
             }
             prop_assert_eq!(&steps, &super::epoch(&lengths, batch_tokens, Seed(seed), epoch, group));
         }
-    }
-
-    #[test]
-    fn steps_are_filled_until_the_next_row_would_not_fit() {
-        assert_eq!(
-            pack(&[0, 1, 2, 3, 4], &[3, 3, 4, 11, 1], 10),
-            [vec![0, 1, 2], vec![3], vec![4]]
-        );
     }
 
     #[test]
@@ -175,23 +112,5 @@ mod tests {
                 .sum()
         };
         assert!(spread(true) * 5 < spread(false), "{} {}", spread(true), spread(false));
-    }
-
-    #[test]
-    fn a_cursor_continues_where_it_was_taken() {
-        let plan = Plan {
-            lengths: (0..23).map(|i| 5 + i % 7).collect(),
-            batch_tokens: 30,
-            seed: Seed(9),
-            group_by_length: false,
-        };
-        let whole: Vec<_> = plan.steps_from(Cursor::default()).take(20).collect();
-        assert!(whole.last().unwrap().0.epoch >= 2, "the run spans epochs");
-        for cut in 1..19 {
-            let rest: Vec<_> = plan.steps_from(whole[cut - 1].0).take(20 - cut).collect();
-            assert_eq!(rest, whole[cut..]);
-        }
-        let empty = Plan { lengths: vec![], ..plan };
-        assert_eq!(empty.steps_from(Cursor::default()).count(), 0);
     }
 }

@@ -27,16 +27,7 @@ pub trait Form: Send + Sync {
     fn bind(&self, model: &Arc<dyn Model>, scope: &mut Scope) -> Result<Policy>;
 }
 
-/// A published or usual method of this seam.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Method {
-    /// Number in the list of papers; `None` for what everybody uses.
-    pub paper: Option<u32>,
-    /// Its key in a recipe.
-    pub name: &'static str,
-    /// One line.
-    pub about: &'static str,
-}
+pub use luthier_core::Method;
 
 /// Every form that a recipe can name.
 pub const METHODS: &[Method] = &[

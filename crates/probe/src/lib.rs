@@ -9,27 +9,14 @@ pub use capture::Capture;
 pub use metric::{Kind, Metric, Verdict};
 pub use stats::{Bootstrap, Comparison, Score};
 
-/// One entry of [`METHODS`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Method {
-    /// Number of the paper in `papers/`, when there is one.
-    pub paper: Option<u32>,
-    /// The name a recipe or the command line uses.
-    pub name: &'static str,
-    /// One line for people.
-    pub about: &'static str,
-}
-
-const fn method(name: &'static str, about: &'static str) -> Method {
-    Method { paper: None, name, about }
-}
+pub use luthier_core::Method;
 
 /// Every measurement this seam offers.
 pub const METHODS: &[Method] = &[
-    method("exact_match", "share of answers that equal the expected text"),
-    method("json_match", "share of answers that are the expected JSON value, and per field"),
-    method("choice", "multiple choice by likelihood: acc, acc_norm, acc_bytes"),
-    method("nll", "token-level negative log-likelihood and perplexity"),
-    method("delta", "norm, rank and spectrum of what changed in each matrix"),
-    method("capture", "mean and norm of what passes through chosen sites"),
+    Method::usual("exact_match", "share of answers that equal the expected text"),
+    Method::usual("json_match", "share of answers that are the expected JSON value, and per field"),
+    Method::usual("choice", "multiple choice by likelihood: acc, acc_norm, acc_bytes"),
+    Method::usual("nll", "token-level negative log-likelihood and perplexity"),
+    Method::usual("delta", "norm, rank and spectrum of what changed in each matrix"),
+    Method::usual("capture", "mean and norm of what passes through chosen sites"),
 ];

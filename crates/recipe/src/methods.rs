@@ -1,5 +1,6 @@
 //! The table of everything a recipe or the command line can name, put together from the seams.
 
+use luthier_core::Method;
 use serde::Serialize;
 use toml::{Table, Value};
 
@@ -30,25 +31,23 @@ pub const RECIPES: &[(&str, &str)] = &[
 
 /// Every method of every seam.
 pub fn all() -> Vec<MethodRow> {
-    let mut rows = Vec::new();
-    // The seams do not know each other, so each has its own type of row with the same three fields.
-    macro_rules! seam {
-        ($seam:literal, $methods:expr) => {
-            rows.extend($methods.iter().map(|m| MethodRow {
-                paper: m.paper,
-                name: m.name,
-                seam: $seam,
-                about: m.about,
-                recipe: None,
-            }));
-        };
-    }
-    seam!("data", luthier_data::METHODS);
-    seam!("params", luthier_params::METHODS);
-    seam!("loss", luthier_loss::METHODS);
-    seam!("update", luthier_update::METHODS);
-    seam!("decode", luthier_decode::METHODS);
-    seam!("probe", luthier_probe::METHODS);
+    let seams = [
+        ("data", luthier_data::METHODS),
+        ("params", luthier_params::METHODS),
+        ("loss", luthier_loss::METHODS),
+        ("update", luthier_update::METHODS),
+        ("decode", luthier_decode::METHODS),
+        ("probe", luthier_probe::METHODS),
+    ];
+    let row = |seam: &'static str, m: &Method| MethodRow {
+        paper: m.paper,
+        name: m.name,
+        seam,
+        about: m.about,
+        recipe: None,
+    };
+    let mut rows: Vec<MethodRow> =
+        seams.iter().flat_map(|(seam, methods)| methods.iter().map(|m| row(seam, m))).collect();
     for row in &mut rows {
         let uses = |text: &str| {
             text.parse::<Table>().is_ok_and(|recipe| uses(&recipe, row.seam, row.name))

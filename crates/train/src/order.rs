@@ -1,26 +1,11 @@
 //! From the rows of a step to forward passes of bounded size.
 
-use luthier_core::Row;
+use luthier_core::{Row, batch::pack};
 
 /// Splits a step's rows, in order, into runs of at most `micro_tokens` tokens; a longer row stands
 /// alone.
 pub fn micro_batches(step: &[usize], rows: &[Row], micro_tokens: usize) -> Vec<Vec<usize>> {
-    let mut micro: Vec<Vec<usize>> = Vec::new();
-    let mut room = 0;
-    for row in step {
-        let length = rows[*row].len();
-        match micro.last_mut() {
-            Some(current) if length <= room => {
-                current.push(*row);
-                room -= length;
-            }
-            _ => {
-                micro.push(vec![*row]);
-                room = micro_tokens.saturating_sub(length);
-            }
-        }
-    }
-    micro
+    pack(step, |row| rows[row].len(), micro_tokens)
 }
 
 /// Tokens a shard should have at least: smaller products leave the cores idle in packing.

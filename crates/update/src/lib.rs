@@ -14,37 +14,27 @@ pub use optimizer::{AdamW, Move, Optimizer, Plan, Sgd};
 pub use schedule::{Memory, Now, Schedule, Schedules};
 pub use stepper::{StepInfo, Stepper};
 
-/// A published or usual method of this seam.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Method {
-    /// Number in the list of papers; `None` for what everybody uses.
-    pub paper: Option<u32>,
-    /// Its key in a recipe.
-    pub name: &'static str,
-    /// One line.
-    pub about: &'static str,
-}
-
-const fn usual(name: &'static str, about: &'static str) -> Method {
-    Method { paper: None, name, about }
-}
+pub use luthier_core::Method;
 
 /// Every optimizer and schedule that a recipe can name, by its key below `train.update`.
 pub const METHODS: &[Method] = &[
-    usual("adamw", "Adam with decoupled weight decay"),
-    usual("sgd", "gradient descent with momentum, dampening, Nesterov"),
-    usual("schedule.linear", "straight down to 0"),
-    usual("schedule.cosine", "a cosine wave down to 0"),
-    usual("schedule.cosine_with_restarts", "several cosine falls, each from the top"),
-    usual("schedule.polynomial", "a power of the remaining share, down to lr_end"),
-    usual("schedule.constant", "no change"),
-    usual("schedule.constant_with_warmup", "warm-up, then no change"),
-    usual("schedule.inverse_sqrt", "one over the square root of the step"),
-    usual("schedule.reduce_lr_on_plateau", "down when a metric stops improving"),
-    usual("schedule.cosine_with_min_lr", "a cosine wave down to a floor"),
-    usual("schedule.cosine_warmup_with_min_lr", "the same, with a warm-up that begins above 0"),
-    usual("schedule.warmup_stable_decay", "up, level, down"),
-    usual("schedule.greedy", "up while a metric improves, down while it does not"),
+    Method::usual("adamw", "Adam with decoupled weight decay"),
+    Method::usual("sgd", "gradient descent with momentum, dampening, Nesterov"),
+    Method::usual("schedule.linear", "straight down to 0"),
+    Method::usual("schedule.cosine", "a cosine wave down to 0"),
+    Method::usual("schedule.cosine_with_restarts", "several cosine falls, each from the top"),
+    Method::usual("schedule.polynomial", "a power of the remaining share, down to lr_end"),
+    Method::usual("schedule.constant", "no change"),
+    Method::usual("schedule.constant_with_warmup", "warm-up, then no change"),
+    Method::usual("schedule.inverse_sqrt", "one over the square root of the step"),
+    Method::usual("schedule.reduce_lr_on_plateau", "down when a metric stops improving"),
+    Method::usual("schedule.cosine_with_min_lr", "a cosine wave down to a floor"),
+    Method::usual(
+        "schedule.cosine_warmup_with_min_lr",
+        "the same, with a warm-up that begins above 0",
+    ),
+    Method::usual("schedule.warmup_stable_decay", "up, level, down"),
+    Method::usual("schedule.greedy", "up while a metric improves, down while it does not"),
 ];
 
 /// `[train.update]`: how a gradient becomes a step.
