@@ -1,24 +1,20 @@
 //! All stages of a recipe: measure, train, measure again, report. Stages that are done are not done
 //! twice.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use luthier_core::{Error, Policy, Result, Table, io};
 use luthier_params::Bound;
 use luthier_probe::{
-    Score,
-    metric::{FieldCounts, Kind as Metric, NllReport, RowNll},
-    stats::{Bootstrap, Comparison},
+    metric::{Kind as Metric, NllReport},
+    stats::Comparison,
 };
 use luthier_train::{Outcome, checkpoint};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     assemble,
-    evaluate::{AnswerRow, Limits, evaluate, general, metric},
+    evaluate::{self, Evaluated, Likelihood, Limits},
     manifest::MANIFEST,
     open::Opened,
     prepare, report,
@@ -32,33 +28,11 @@ pub struct Measured {
     /// What it depends on; another key means measuring again.
     pub key: String,
     /// The task.
-    pub task: Option<Task>,
-    /// General text.
-    pub general: Option<General>,
+    pub task: Option<Evaluated>,
+    /// General text, with each row's own numbers for the paired test.
+    pub general: Option<Likelihood>,
     /// How long it took.
     pub seconds: f64,
-}
-
-/// The task's score and what it was made from.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Task {
-    /// The metric over the set.
-    pub score: Score,
-    /// One outcome per example.
-    pub outcomes: Vec<f64>,
-    /// What was answered.
-    pub answers: Vec<AnswerRow>,
-    /// Right and wrong by field, for structured answers.
-    pub fields: Option<BTreeMap<String, FieldCounts>>,
-}
-
-/// Likelihood of general text, with each row's own numbers for the paired test.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct General {
-    /// Over all rows.
-    pub report: NllReport,
-    /// Row by row.
-    pub rows: Vec<RowNll>,
 }
 
 /// A finished run.
@@ -91,7 +65,7 @@ impl Measure {
     /// Reads what `[eval]` names.
     pub fn new(recipe: &Recipe) -> Result<Option<Self>> {
         let Some(eval) = recipe.eval.clone() else { return Ok(None) };
-        let metric = metric("eval.metric", &eval.metric)?;
+        let metric = evaluate::metric("eval.metric", &eval.metric)?;
         let read = |paths: &Option<crate::schema::Paths>| {
             paths.as_ref().map(|p| prepare::table(p, &recipe.data)).transpose()
         };
@@ -136,16 +110,13 @@ impl Measure {
             ..Limits::default()
         };
         let (model, text) = (policy, &opened.tokenizer);
-        let ask = |table: &Table| -> Result<Task> {
-            let on_done = &mut |done, total| say(done, total);
-            let e = evaluate(model, text, table, &self.metric, &limits, on_done)?;
-            Ok(Task { score: e.score, outcomes: e.outcomes, answers: e.answers, fields: e.fields })
+        let ask = |table: &Table| {
+            evaluate::evaluate(model, text, table, &self.metric, &limits, &mut |done, total| {
+                say(done, total)
+            })
         };
         let task = self.task.as_ref().map(ask).transpose()?;
-        let read = |table: &Table| -> Result<General> {
-            let found = general(model, text, table, self.max_length)?;
-            Ok(General { report: found.report, rows: found.rows })
-        };
+        let read = |table: &Table| evaluate::general(model, text, table, self.max_length);
         let general = self.general.as_ref().map(read).transpose()?;
         let measured = Measured { key, task, general, seconds: begun.elapsed().as_secs_f64() };
         io::write_json(file, &measured)?;
@@ -258,12 +229,8 @@ fn restore(bound: &Bound, opened: &Opened, out: &Path) -> Result<()> {
 }
 
 fn compare(before: Option<&Measured>, after: Option<&Measured>) -> Result<Option<Comparison>> {
-    let task = |m: Option<&Measured>| m.and_then(|m| m.task.clone());
-    match (task(before), task(after)) {
-        (Some(b), Some(a)) => {
-            let test = Bootstrap::default();
-            Ok(Some(Comparison::of(&b.score.metric, &b.outcomes, &a.outcomes, &test)?))
-        }
+    match (before.and_then(|m| m.task.as_ref()), after.and_then(|m| m.task.as_ref())) {
+        (Some(before), Some(after)) => evaluate::compare(before, after).map(Some),
         _ => Ok(None),
     }
 }

@@ -120,9 +120,6 @@ pub struct Likelihood {
     pub rows: Vec<RowNll>,
 }
 
-/// The likelihood of a text that has nothing to do with the task.
-pub type General = Likelihood;
-
 impl Evaluated {
     /// A score without further parts.
     fn of(score: Score, outcomes: Vec<f64>, answers: Vec<AnswerRow>) -> Self {
