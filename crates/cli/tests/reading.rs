@@ -36,7 +36,12 @@ fn generate_says_the_same_each_time_and_whatever_the_number_of_answers() {
     assert_ne!(list[0]["text"], list[1]["text"]);
     for answer in list {
         let keys: Vec<&String> = answer.as_object().unwrap().keys().collect();
-        assert_eq!(keys, ["prompt", "text", "tokens", "finish"]);
+        let [times @ .., first, last] = keys.as_slice() else { panic!("{keys:?}") };
+        assert_eq!(times, ["prompt", "text", "tokens", "finish"]);
+        assert_eq!([first.as_str(), last.as_str()], ["first_token_seconds", "seconds"]);
+        let seconds = |key: &str| answer[key].as_f64().unwrap();
+        assert!(0.0 < seconds("first_token_seconds"));
+        assert!(seconds("first_token_seconds") <= seconds("seconds"));
         assert_eq!(answer["prompt"], "hello");
         let ids = answer["tokens"].as_array().unwrap();
         assert!(!ids.is_empty() && ids.iter().all(|id| id.as_u64().unwrap() < 259));
@@ -92,6 +97,39 @@ fn generate_ends_at_a_stop_text() {
 }
 
 #[test]
+fn generate_can_be_held_to_a_length() {
+    let dir = workplace();
+    fs::write(dir.path().join("p.txt"), "one?\ntwo?\nthree?\n").unwrap();
+    let line = "generate --model m --prompts p.txt --temperature 1.5 --json";
+    let free = run(dir.path(), &format!("{line} --max-new-tokens 200")).json();
+    assert!(free.as_array().unwrap().iter().any(|a| a["finish"] == "eos"), "{free}");
+    let held = run(dir.path(), &format!("{line} --min-new-tokens 200 --max-new-tokens 200"));
+    assert!(held.stderr.contains("600 new tokens in"), "{}", held.stderr);
+    for answer in held.json().as_array().unwrap() {
+        let ids = answer["tokens"].as_array().unwrap();
+        assert_eq!((ids.len(), &answer["finish"]), (200, &"length".into()));
+        assert!(ids.iter().all(|id| *id != 257), "an end within the answer");
+    }
+}
+
+#[test]
+fn precision_changes_little_and_is_told() {
+    let dir = workplace();
+    let nll = |precision: &str| {
+        let line = "eval --model m --data qa.jsonl --metric nll --json --precision";
+        let value = run(dir.path(), &format!("{line} {precision}")).json();
+        assert_eq!(value["model"]["precision"], precision);
+        value["value"].as_f64().unwrap()
+    };
+    let (exact, rounded) = (nll("f32"), nll("bf16"));
+    assert!(exact != rounded && (exact - rounded).abs() < 0.05 * exact, "{exact} {rounded}");
+    let line = "eval --model m --data qa.jsonl --metric nll --json";
+    let auto = run(dir.path(), line).json();
+    assert!(["f32", "bf16"].contains(&auto["model"]["precision"].as_str().unwrap()));
+    run(dir.path(), "generate --model m --prompt x --precision fp16").refused(&["fp16", "bf16"]);
+}
+
+#[test]
 fn an_adapter_changes_the_answers_and_knows_its_base() {
     let dir = workplace();
     adapter(&dir.path().join("m"), &dir.path().join("a"));
@@ -129,6 +167,11 @@ fn eval_prints_one_value_with_an_interval() {
     assert_eq!((&value["metric"], &value["n"]), (&"exact_match".into(), &3.into()));
     let ci95: Vec<f64> = serde_json::from_value(value["ci95"].clone()).unwrap();
     assert!(ci95[0] <= value["value"].as_f64().unwrap() && ci95[1] > 0.0);
+    // Time is that of the evaluation, and all tokens count.
+    let number = |key: &str| value[key].as_f64().unwrap();
+    let (tokens, new) = (number("tokens_read"), number("tokens"));
+    assert!(tokens > 3.0 * 20.0 && (3.0..=18.0).contains(&new), "{value}");
+    assert!((number("tokens_per_second") * number("seconds") / tokens - 1.0).abs() < 1e-6);
     let answers = fs::read_to_string(dir.path().join("out/answers.jsonl")).unwrap();
     let rows: Vec<Value> = answers.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     assert_eq!(rows.len(), 3);
@@ -262,6 +305,10 @@ fn bad_arguments_and_files_get_one_clear_error() {
         ("generate --model m --prompt x --temperature -1", &["--temperature"]),
         ("generate --model m --prompt x --top-p 0.9", &["--top-p", "--temperature 0.7"]),
         ("generate --model m --prompt x --n 0", &["--n"]),
+        (
+            "generate --model m --prompt x --max-new-tokens 4 --min-new-tokens 5",
+            &["--min-new-tokens", "--max-new-tokens 4"],
+        ),
         ("generate --model nowhere --prompt x", &["nowhere", "built-in"]),
         ("generate --prompt x", &["--model"]),
         ("generate --model m --prompts nowhere.txt", &["nowhere.txt"]),

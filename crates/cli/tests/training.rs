@@ -32,6 +32,11 @@ fn run(dir: &Path, line: &str) -> Ran {
 const TRAIN: &str = "train --model model --data train.jsonl batch_tokens=100 lora.r=2 dropout=0.1 \
                      save_steps=1 epochs=3";
 
+fn manifest(dir: &Path, out: &str) -> serde_json::Value {
+    let text = fs::read_to_string(dir.join(out).join("manifest.json")).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
 fn weights(dir: &Path, out: &str) -> String {
     sha256_file(&dir.join(out).join("adapter_model.safetensors")).unwrap()
 }
@@ -90,14 +95,123 @@ fn killed_at_three_points_and_resumed_it_is_the_uninterrupted_run() {
 }
 
 #[test]
+fn steps_are_counted_in_rows_and_follow_the_file() {
+    let work = workplace();
+    let dir = work.path();
+    let line = "train --model model --data train.jsonl batch_size=5 shuffle=false epochs=2";
+    let outcome = run(dir, &format!("{line} --out rows --json")).json();
+    // 24 rows in steps of five are five steps an epoch.
+    assert_eq!(outcome["steps"], 10);
+    let tokens = |dir: &Path, out: &str| -> Vec<u64> {
+        let text = fs::read_to_string(dir.join(out).join("metrics.jsonl")).unwrap();
+        let lines = text.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap());
+        let steps = lines.filter(|line| line["loss"].is_number());
+        steps.map(|line| line["tokens"].as_u64().unwrap()).collect()
+    };
+    let shown = run(dir, "show --model model --data train.jsonl -n 24 --json").json();
+    let rows = shown["rows"].as_array().unwrap();
+    let lengths: Vec<u64> =
+        rows.iter().map(|row| row["ids"].as_array().unwrap().len() as u64 - 1).collect();
+    let mut sum = 0;
+    let want: Vec<u64> = [lengths.chunks(5), lengths.chunks(5)]
+        .into_iter()
+        .flatten()
+        .map(|step| {
+            sum += step.iter().sum::<u64>();
+            sum
+        })
+        .collect();
+    assert_eq!(tokens(dir, "rows"), want);
+    // Resumed in the middle of the second epoch it is the same run.
+    let line = format!("{line} save_steps=1");
+    run(dir, &format!("{line} --out whole")).text();
+    run(dir, &format!("{line} --out again")).text();
+    for step in 8..=10 {
+        fs::remove_dir_all(dir.join(format!("again/checkpoint-{step}"))).unwrap();
+    }
+    fs::remove_file(dir.join("again/adapter_model.safetensors")).unwrap();
+    run(dir, &format!("{line} --out again --resume")).text();
+    assert_eq!(weights(dir, "again"), weights(dir, "whole"));
+    assert_eq!(tokens(dir, "again"), want);
+    // The plan counts the same steps, and the report's facts say rows.
+    let plan = "plan --model model --data train.jsonl";
+    assert_eq!(run(dir, &format!("{plan} batch_size=5 epochs=2 --json")).json()["steps"], 10);
+    for (words, keys) in [
+        ("batch_size=4 batch_tokens=100", ["train.batch_size", "train.batch_tokens"]),
+        ("shuffle=false group_by_length=true", ["train.shuffle", "train.group_by_length"]),
+    ] {
+        run(dir, &format!("{plan} {words}")).refused(&keys);
+    }
+}
+
+#[test]
+fn precision_is_recorded_and_belongs_to_the_run() {
+    let work = workplace();
+    let dir = work.path();
+    let line = "train --model model --data train.jsonl batch_tokens=200 max_steps=2 save_steps=1";
+    for precision in ["f32", "bf16"] {
+        run(dir, &format!("{line} --out {precision} precision={precision}")).text();
+        assert_eq!(manifest(dir, precision)["precision"], precision);
+        let plan = "plan --model model --data train.jsonl --json";
+        let plan = run(dir, &format!("{plan} precision={precision}")).json();
+        assert_eq!(plan["precision"], precision);
+    }
+    assert_ne!(weights(dir, "f32"), weights(dir, "bf16"));
+    run(dir, &format!("{line} --out auto")).text();
+    let real = manifest(dir, "auto")["precision"].as_str().unwrap().to_string();
+    assert_eq!(weights(dir, "auto"), weights(dir, &real));
+    let refused = |words: &str, parts: &[&str]| {
+        run(dir, &format!("{line} --out {words}")).refused(parts);
+    };
+    refused("x precision=fp16", &["fp16", "bf16"]);
+    // A run in other arithmetic is another run.
+    refused("f32 --resume precision=bf16", &["another recipe"]);
+}
+
+/// Tensors of a safetensors file by name, as bytes.
+fn tensors(file: &Path) -> std::collections::BTreeMap<String, Vec<u8>> {
+    let bytes = fs::read(file).unwrap();
+    let size = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + size]).unwrap();
+    let at = |end: &serde_json::Value| 8 + size + end.as_u64().unwrap() as usize;
+    let named = header.as_object().unwrap().iter().filter(|(name, _)| *name != "__metadata__");
+    named
+        .map(|(name, t)| {
+            let ends = &t["data_offsets"];
+            (name.clone(), bytes[at(&ends[0])..at(&ends[1])].to_vec())
+        })
+        .collect()
+}
+
+#[test]
+fn products_in_bf16_round_no_weight_that_is_written() {
+    let work = workplace();
+    let dir = work.path();
+    let base = tensors(&dir.join("model/model.safetensors"));
+    let line = "train --model model --data train.jsonl max_steps=2 precision=bf16";
+    // Everything learns, at a rate of 0; then one matrix, which alone may change.
+    run(dir, &format!("{line} --out still train.params.full={{}} learning_rate=0")).text();
+    assert!(tensors(&dir.join("still/model.safetensors")) == base);
+    let one = "train.params.full={at=\"layers.0.mlp.down\"}";
+    run(dir, &format!("{line} --out one {one} schedule.constant={{}}")).text();
+    let written = tensors(&dir.join("one/model.safetensors"));
+    let changed: Vec<&String> =
+        written.iter().filter(|(name, bytes)| *bytes != &base[*name]).map(|(n, _)| n).collect();
+    assert_eq!(changed, ["model.layers.0.mlp.down_proj.weight"]);
+}
+
+#[test]
 fn folded_is_hooked() {
     let work = workplace();
     let dir = work.path();
     adapter(&dir.join("model"), &dir.join("tuned"));
+    // Folding is exact, and so is the comparison of texts.
     let folded = run(dir, "fold --model model --adapter tuned --out merged --json").json();
     let difference = folded["max_logit_difference"].as_f64().unwrap();
     assert!(difference < 1e-4 * folded["max_logit"].as_f64().unwrap(), "{folded}");
-    let say = |args: &str| run(dir, &format!("generate {args} --prompt hello")).text().to_string();
+    let say = |args: &str| {
+        run(dir, &format!("generate {args} --precision f32 --prompt hello")).text().to_string()
+    };
     assert_eq!(say("--model merged"), say("--model model --adapter tuned"));
     assert_ne!(say("--model merged"), say("--model model"));
     run(dir, "fold --model model --adapter tuned --out merged").refused(&["not empty"]);

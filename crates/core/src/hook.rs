@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{Tensor, Var};
 
 use crate::{Result, Rows, Seed, SiteId, SiteInfo, SiteMap};
 
@@ -27,6 +27,19 @@ pub struct Affine {
     pub b_o: Option<Tensor>,
 }
 
+/// What a low-rank hook adds at a linear site: `y += scale · dropout(x) · Aᵀ · Bᵀ`.
+#[derive(Clone, Debug)]
+pub struct LowRank {
+    /// First factor, `(r, in)`.
+    pub a_ri: Var,
+    /// Second factor, `(out, r)`.
+    pub b_or: Var,
+    /// On the product.
+    pub scale: f32,
+    /// Share of the inputs that the addition does not see in training.
+    pub dropout: f64,
+}
+
 /// Watches or changes a forward pass at the sites it is bound to.
 ///
 /// At a linear, embedding or norm site `x` is the input and `y` the output; at an activation site
@@ -47,6 +60,12 @@ pub trait Hook: Send + Sync {
     /// the "weight" is the `(v, d)` table.
     fn fold(&self, _site: &SiteInfo, _lin: &Affine) -> Result<Option<Affine>> {
         Ok(None)
+    }
+
+    /// The low-rank addition that is all this hook does at its linear site, if so: models may then
+    /// compute it together with the site's own product.
+    fn low_rank(&self) -> Option<LowRank> {
+        None
     }
 }
 

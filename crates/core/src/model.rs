@@ -75,6 +75,24 @@ impl<'a> Ctx<'a> {
 /// A model some of whose weights are variables, and these variables by name.
 pub type Learned = (Arc<dyn Model>, Vec<(String, Var)>);
 
+/// Takes the gradient of a variable; called once for each variable that a block met.
+pub type Found<'a> = dyn FnMut(&Tensor, Tensor) -> Result<()> + 'a;
+
+/// A block's output and, if there is anything to pull back through it, its tape.
+pub type Taped = (Tensor, Option<Box<dyn Tape>>);
+
+/// What a block keeps of its forward pass for a backward pass of its own, without a graph.
+pub trait Tape: Send {
+    /// Pulls the output's gradient back: hands every variable's gradient to `found` and returns
+    /// the gradient of the block's input if `need_dx`.
+    fn backward(
+        self: Box<Self>,
+        dy_nd: &Tensor,
+        need_dx: bool,
+        found: &mut Found,
+    ) -> Result<Option<Tensor>>;
+}
+
 /// Immutable weights and their forward pass.
 ///
 /// Hooks are an argument ([`Ctx::hooks`]), never state: the reference model is the same model
@@ -97,6 +115,24 @@ pub trait Model: Send + Sync {
 
     /// One block, `(n, d)` to `(n, d)`.
     fn block(&self, layer: usize, h_nd: Tensor, ctx: &mut Ctx) -> Result<Tensor>;
+
+    /// [`Model::block`] without a graph. A model overrides it to do without the graph's costs.
+    fn forward(&self, layer: usize, h_nd: Tensor, ctx: &mut Ctx) -> Result<Tensor> {
+        Ok(self.block(layer, h_nd, ctx)?.detach())
+    }
+
+    /// [`Model::block`] with a backward pass of the model's own; `None` where only the graph of
+    /// `block` will do. Without a tape in the answer there is nothing to pull back: nothing in the
+    /// block learns and, by `below`, nothing under it.
+    fn tape(
+        &self,
+        _layer: usize,
+        _h_nd: &Tensor,
+        _below: bool,
+        _ctx: &mut Ctx,
+    ) -> Result<Option<Taped>> {
+        Ok(None)
+    }
 
     /// Final norm and head, `(n, d)` to `(n, v)`.
     fn unembed(&self, h_nd: &Tensor, ctx: &mut Ctx) -> Result<Tensor>;
@@ -147,8 +183,7 @@ impl Policy {
         let ids_n = ctx.ids_n;
         let mut h_nd = self.model.embed(ids_n, ctx)?.detach();
         for layer in 0..self.model.n_layers() {
-            // Dropping each block's graph keeps memory at one block, also with learned hooks.
-            h_nd = self.model.block(layer, h_nd, ctx)?.detach();
+            h_nd = self.model.forward(layer, h_nd, ctx)?;
         }
         if let Some(cache) = ctx.cache.as_deref_mut() {
             cache.advance((0..ctx.rows.b()).map(|i| ctx.rows.range(i).len()));

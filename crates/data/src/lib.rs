@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub use chain::{Chain, Note};
 pub use layout::Layout;
-pub use order::Plan;
+pub use order::{Order, Plan, Size};
 pub use read::{ReadOptions, read, read_many};
 pub use transform::overlength::{CutTable, Overlength};
 

@@ -1,8 +1,9 @@
 //! The order of training: which rows form which optimizer step, in every epoch.
 //!
-//! An epoch is a seeded permutation of all rows, cut into steps of at most `batch_tokens` tokens. A
-//! longer row is a step of its own. Nothing is stored: an epoch's steps are computed from the
-//! lengths, the seed and the epoch's number alone, so a resumed run needs only the number of its step.
+//! An epoch is a seeded permutation of all rows (or their order in the file), cut into steps of at most
+//! so many tokens or rows. A row above the limit of tokens is a step of its own. Nothing is stored: an
+//! epoch's steps are computed from the lengths, the seed and the epoch's number alone, so a resumed run
+//! needs only the number of its step.
 
 use luthier_core::{Seed, batch::pack};
 
@@ -10,49 +11,70 @@ use luthier_core::{Seed, batch::pack};
 /// like rows, narrow enough that an epoch stays random.
 const WINDOW_STEPS: usize = 50;
 
+/// How much one optimizer step takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    /// At most so many tokens, but at least one row.
+    Tokens(usize),
+    /// So many rows; the last step of an epoch has what is left.
+    Rows(usize),
+}
+
+/// The order in which rows come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// A new permutation in every epoch.
+    #[default]
+    Shuffled,
+    /// The same, where rows of like length share a step.
+    Grouped,
+    /// The order of the file, in every epoch.
+    File,
+}
+
 /// The endless, deterministic sequence of optimizer steps.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     /// Tokens (positions) of every row.
     pub lengths: Vec<usize>,
-    /// Most tokens in one optimizer step.
-    pub batch_tokens: usize,
+    /// What one optimizer step takes.
+    pub size: Size,
     /// Where the permutations come from.
     pub seed: Seed,
-    /// Whether rows of like length share a step.
-    pub group_by_length: bool,
+    /// How rows follow each other.
+    pub order: Order,
 }
 
 impl Plan {
     /// The steps of one epoch: row indices, every row exactly once.
     pub fn epoch(&self, epoch: usize) -> Vec<Vec<usize>> {
-        self::epoch(&self.lengths, self.batch_tokens, self.seed, epoch, self.group_by_length)
+        let seed = self.seed.split("order").at(epoch as u64);
+        let mut rows: Vec<usize> = (0..self.lengths.len()).collect();
+        if self.order != Order::File {
+            seed.split("rows").rng().shuffle(&mut rows);
+        }
+        if self.order != Order::Grouped {
+            return self.cut(&rows, 1);
+        }
+        let mut steps = Vec::new();
+        for mut window in self.cut(&rows, WINDOW_STEPS) {
+            // Stable, so rows of one length keep the order of the permutation.
+            window.sort_by_key(|row| self.lengths[*row]);
+            steps.extend(self.cut(&window, 1));
+        }
+        seed.split("steps").rng().shuffle(&mut steps);
+        steps
     }
-}
 
-/// The steps of epoch number `epoch`.
-pub fn epoch(
-    lengths: &[usize],
-    batch_tokens: usize,
-    seed: Seed,
-    epoch: usize,
-    group_by_length: bool,
-) -> Vec<Vec<usize>> {
-    let seed = seed.split("order").at(epoch as u64);
-    let mut rows: Vec<usize> = (0..lengths.len()).collect();
-    seed.split("rows").rng().shuffle(&mut rows);
-    let length = |row: usize| lengths[row];
-    if !group_by_length {
-        return pack(&rows, length, batch_tokens);
+    /// Runs of `rows`, each as large as `steps` steps.
+    fn cut(&self, rows: &[usize], steps: usize) -> Vec<Vec<usize>> {
+        match self.size {
+            Size::Tokens(n) => pack(rows, |row| self.lengths[row], n.saturating_mul(steps)),
+            Size::Rows(n) => {
+                rows.chunks(n.saturating_mul(steps).max(1)).map(<[usize]>::to_vec).collect()
+            }
+        }
     }
-    let mut steps = Vec::new();
-    for mut window in pack(&rows, length, batch_tokens.saturating_mul(WINDOW_STEPS)) {
-        // Stable, so rows of one length keep the order of the permutation.
-        window.sort_by_key(|row| lengths[*row]);
-        steps.extend(pack(&window, length, batch_tokens));
-    }
-    seed.split("steps").rng().shuffle(&mut steps);
-    steps
 }
 
 #[cfg(test)]
@@ -65,52 +87,87 @@ mod tests {
         rows.iter().map(|r| lengths[*r]).sum()
     }
 
+    fn steps(
+        lengths: &[usize],
+        size: Size,
+        seed: u64,
+        epoch: usize,
+        order: Order,
+    ) -> Vec<Vec<usize>> {
+        Plan { lengths: lengths.to_vec(), size, seed: Seed(seed), order }.epoch(epoch)
+    }
+
     proptest! {
         #[test]
         fn an_epoch_has_every_row_once_and_no_step_above_the_limit(
             lengths in prop::collection::vec(0usize..300, 0..200),
-            batch_tokens in 0usize..600,
+            limit in 0usize..600,
+            by_rows in any::<bool>(),
             seed in any::<u64>(),
             epoch in 0usize..5,
-            group in any::<bool>(),
+            order in prop::sample::select(vec![Order::Shuffled, Order::Grouped, Order::File]),
         ) {
-            let steps = super::epoch(&lengths, batch_tokens, Seed(seed), epoch, group);
-            let mut all: Vec<usize> = steps.concat();
-            all.sort_unstable();
-            prop_assert_eq!(all, (0..lengths.len()).collect::<Vec<_>>());
+            let limit = if by_rows { limit / 50 + 1 } else { limit };
+            let size = if by_rows { Size::Rows(limit) } else { Size::Tokens(limit) };
+            let steps = super::tests::steps(&lengths, size, seed, epoch, order);
+            let all: Vec<usize> = steps.concat();
+            let mut sorted = all.clone();
+            sorted.sort_unstable();
+            prop_assert_eq!(&sorted, &(0..lengths.len()).collect::<Vec<_>>());
+            if order == Order::File {
+                prop_assert_eq!(&all, &sorted);
+            }
             for step in &steps {
                 prop_assert!(!step.is_empty());
-                prop_assert!(step.len() == 1 || tokens(step, &lengths) <= batch_tokens);
-                let parts = pack(step, |i| lengths[i], batch_tokens / 3);
-                prop_assert_eq!(&parts.concat(), step);
-                for part in &parts {
-                    prop_assert!(part.len() == 1 || tokens(part, &lengths) <= batch_tokens / 3);
+                match by_rows {
+                    true => prop_assert!(step.len() <= limit),
+                    false => prop_assert!(step.len() == 1 || tokens(step, &lengths) <= limit),
                 }
             }
-            prop_assert_eq!(&steps, &super::epoch(&lengths, batch_tokens, Seed(seed), epoch, group));
+            if by_rows && order != Order::Grouped {
+                // Only the last step may be short.
+                prop_assert!(steps.iter().rev().skip(1).all(|step| step.len() == limit));
+            }
+            prop_assert_eq!(&steps, &super::tests::steps(&lengths, size, seed, epoch, order));
         }
     }
 
     #[test]
     fn epochs_and_seeds_differ() {
         let lengths = vec![10; 64];
-        let of = |seed, e| super::epoch(&lengths, 40, Seed(seed), e, false);
+        let of = |seed, e| steps(&lengths, Size::Tokens(40), seed, e, Order::Shuffled);
         assert_ne!(of(1, 0), of(1, 1));
         assert_ne!(of(1, 0), of(2, 0));
+        // Rows of one length: four of them are 40 tokens.
+        assert_eq!(of(1, 0), steps(&lengths, Size::Rows(4), 1, 0, Order::Shuffled));
+    }
+
+    #[test]
+    fn the_files_order_is_that_of_the_file_in_every_epoch() {
+        let lengths = [5, 1, 9, 2, 2];
+        for epoch in [0, 3] {
+            let by_rows = steps(&lengths, Size::Rows(2), 7, epoch, Order::File);
+            assert_eq!(by_rows, [vec![0, 1], vec![2, 3], vec![4]]);
+            let by_tokens = steps(&lengths, Size::Tokens(10), 7, epoch, Order::File);
+            assert_eq!(by_tokens, [vec![0, 1], vec![2], vec![3, 4]]);
+        }
     }
 
     #[test]
     fn grouping_brings_like_lengths_together() {
         let lengths: Vec<usize> = (0..400).map(|i| 1 + (i * 37) % 97).collect();
-        let spread = |group| -> usize {
-            super::epoch(&lengths, 300, Seed(3), 0, group)
-                .iter()
-                .map(|s| {
-                    let of = || s.iter().map(|r| lengths[*r]);
-                    of().max().unwrap() - of().min().unwrap()
-                })
-                .sum()
-        };
-        assert!(spread(true) * 5 < spread(false), "{} {}", spread(true), spread(false));
+        for size in [Size::Tokens(300), Size::Rows(6)] {
+            let spread = |order| -> usize {
+                steps(&lengths, size, 3, 0, order)
+                    .iter()
+                    .map(|s| {
+                        let of = || s.iter().map(|r| lengths[*r]);
+                        of().max().unwrap() - of().min().unwrap()
+                    })
+                    .sum()
+            };
+            let (grouped, shuffled) = (spread(Order::Grouped), spread(Order::Shuffled));
+            assert!(grouped * 5 < shuffled, "{size:?}: {grouped} {shuffled}");
+        }
     }
 }

@@ -8,11 +8,19 @@
 #![allow(unsafe_code)]
 
 pub mod attention;
+pub mod blocks;
+pub mod few;
 pub mod gemm;
 pub mod linear;
 pub mod math;
+pub mod memory;
 pub mod nll;
 pub mod norm;
+pub mod num;
+pub mod old;
+pub mod pool;
+pub mod quant;
+mod quant_k;
 pub mod rope;
 pub mod simd;
 pub mod swiglu;

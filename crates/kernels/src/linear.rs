@@ -3,67 +3,77 @@
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
 
 use crate::{
-    gemm::{Cores, View, gemm},
-    math::dot,
+    blocks::Blocks,
+    gemm::{Output, Term, View, product},
+    num::{Held, Numbers, Precision},
     tensor,
 };
 
-/// Below this many rows a product is bound by reading the weight: dot products beat packing.
-const FEW_ROWS: usize = 4;
-
 /// `y = x wᵀ` for row-major `x` (n, i) and `w` (o, i).
-pub(crate) fn forward(x: &[f32], w: &[f32], n: usize, o: usize, i: usize) -> Vec<f32> {
+pub fn forward(precision: Precision, x: &[f32], w: View, n: usize, o: usize, i: usize) -> Vec<f32> {
     let mut y = vec![0f32; n * o];
-    if n == 0 || o == 0 || i == 0 {
-        return y;
-    }
-    if n <= FEW_ROWS {
-        let part = o.div_ceil(8 * rayon::current_num_threads()).max(16);
-        for (x, y) in x.chunks_exact(i).zip(y.chunks_exact_mut(o)) {
-            y.par_chunks_mut(part).zip(w.par_chunks(part * i)).for_each(|(y, w)| {
-                for (y, w) in y.iter_mut().zip(w.chunks_exact(i)) {
-                    *y = dot(x, w);
-                }
-            });
-        }
-        return y;
-    }
-    gemm(n, o, i, 1.0, View::rows(x, i), View::rows(w, i).t(), 0.0, &mut y, o, Cores::All);
+    let term = Term { a: View::rows(x, i), b: w.t(), k: i };
+    product(precision, n, o, &[term], Output::Set, &mut y, o);
     y
 }
 
 /// `dx = dy w` for row-major `dy` (n, o) and `w` (o, i).
-pub(crate) fn grad_input(dy: &[f32], w: &[f32], n: usize, o: usize, i: usize) -> Vec<f32> {
+fn grad_input(precision: Precision, dy: &[f32], w: View, n: usize, o: usize, i: usize) -> Vec<f32> {
     let mut dx = vec![0f32; n * i];
-    gemm(n, i, o, 1.0, View::rows(dy, o), View::rows(w, i), 0.0, &mut dx, i, Cores::All);
+    let term = Term { a: View::rows(dy, o), b: w, k: o };
+    product(precision, n, i, &[term], Output::Set, &mut dx, i);
     dx
 }
 
 /// `dw = dyᵀ x` for row-major `dy` (n, o) and `x` (n, i).
-pub(crate) fn grad_weight(dy: &[f32], x: &[f32], n: usize, o: usize, i: usize) -> Vec<f32> {
+fn grad_weight(
+    precision: Precision,
+    dy: &[f32],
+    x: &[f32],
+    n: usize,
+    o: usize,
+    i: usize,
+) -> Vec<f32> {
     let mut dw = vec![0f32; o * i];
-    gemm(o, i, n, 1.0, View::rows(dy, o).t(), View::rows(x, i), 0.0, &mut dw, i, Cores::All);
+    let term = Term { a: View::rows(dy, o).t(), b: View::rows(x, i), k: n };
+    product(precision, o, i, &[term], Output::Set, &mut dw, i);
     dw
 }
 
-/// A weight that is never learned, in the layout the products like best.
+/// A weight that is never learned: rows of outputs, in f32, bf16 or the blocks of its file.
 #[derive(Clone, Debug)]
 pub struct Frozen {
-    w: Arc<Vec<f32>>,
+    rows: Arc<Rows>,
+    precision: Precision,
     o: usize,
     i: usize,
 }
 
+#[derive(Debug)]
+enum Rows {
+    Held(Held),
+    Blocks(Blocks),
+}
+
 impl Frozen {
-    /// From row-major `(o, i)` numbers.
-    pub fn new(w_oi: Vec<f32>, o: usize, i: usize) -> Result<Self> {
+    /// From row-major `(o, i)` numbers, multiplied and held in `precision`.
+    pub fn new(w_oi: Vec<f32>, o: usize, i: usize, precision: Precision) -> Result<Self> {
         if w_oi.len() != o * i {
             bail!("a ({o}, {i}) weight needs {} numbers, got {}", o * i, w_oi.len());
         }
-        Ok(Frozen { w: Arc::new(w_oi), o, i })
+        let held = match precision {
+            Precision::F32 => Held::F32(w_oi),
+            Precision::Bf16 => Held::new(precision, &w_oi),
+        };
+        Ok(Frozen { rows: Arc::new(Rows::Held(held)), precision, o, i })
+    }
+
+    /// Quantised rows, never expanded as a whole, multiplied in `precision`.
+    pub fn quantised(blocks: Blocks, precision: Precision) -> Self {
+        let (o, i) = blocks.dims();
+        Frozen { rows: Arc::new(Rows::Blocks(blocks)), precision, o, i }
     }
 
     /// Output and input width.
@@ -71,23 +81,39 @@ impl Frozen {
         (self.o, self.i)
     }
 
-    /// The weight as a tensor (a copy).
-    pub fn dense(&self) -> Result<Tensor> {
-        tensor::from_vec(self.w.to_vec(), (self.o, self.i))
+    /// The arithmetic of its products.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
-    pub(crate) fn rows(&self) -> &[f32] {
-        &self.w
+    /// The numbers, row-major `(o, i)`.
+    pub fn numbers(&self) -> Numbers<'_> {
+        match &*self.rows {
+            Rows::Held(held) => held.numbers(),
+            Rows::Blocks(blocks) => Numbers::Blocks(blocks),
+        }
+    }
+
+    /// As a matrix `(o, i)`.
+    pub fn view(&self) -> View<'_> {
+        View::rows(self.numbers(), self.i)
+    }
+
+    /// The weight as an f32 tensor (a copy).
+    pub fn dense(&self) -> Result<Tensor> {
+        let mut w = vec![0f32; self.o * self.i];
+        self.numbers().read(0, &mut w);
+        tensor::from_vec(w, (self.o, self.i))
     }
 
     /// Some rows of the weight, `(m, i)`: an embedding look-up without backward.
     pub fn gather(&self, ids_m: &[u32]) -> Result<Tensor> {
-        let mut out = Vec::with_capacity(ids_m.len() * self.i);
-        for id in ids_m {
-            let Some(row) = self.w.chunks_exact(self.i).nth(*id as usize) else {
+        let mut out = vec![0f32; ids_m.len() * self.i];
+        for (id, out) in ids_m.iter().zip(out.chunks_exact_mut(self.i.max(1))) {
+            if *id as usize >= self.o {
                 bail!("row {id} of a table with {} rows", self.o)
-            };
-            out.extend_from_slice(row);
+            }
+            self.numbers().read(*id as usize * self.i, out);
         }
         tensor::from_vec(out, (ids_m.len(), self.i))
     }
@@ -107,22 +133,23 @@ impl CustomOp1 for FrozenOp {
 
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
         let (n, i) = l.shape().dims2()?;
-        let Frozen { w, o, i: wi } = &self.0;
-        if i != *wi {
+        let Frozen { o, i: wi, precision, .. } = self.0;
+        if i != wi {
             bail!("linear: input is {i} wide, the weight takes {wi}");
         }
-        let y = forward(tensor::slice(s, l)?, w, n, *o, i);
-        Ok((CpuStorage::F32(y), (n, *o).into()))
+        let y = forward(precision, tensor::slice(s, l)?, self.0.view(), n, o, i);
+        Ok((CpuStorage::F32(y), (n, o).into()))
     }
 
     fn bwd(&self, x: &Tensor, _res: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         let (n, i) = x.dims2()?;
-        let dx = tensor::with(dy, |dy| grad_input(dy, &self.0.w, n, self.0.o, i))?;
+        let w = &self.0;
+        let dx = tensor::with(dy, |dy| grad_input(w.precision, dy, w.view(), n, w.o, i))?;
         Ok(Some(tensor::from_vec(dx, (n, i))?))
     }
 }
 
-struct LearnedOp;
+struct LearnedOp(Precision);
 
 impl CustomOp2 for LearnedOp {
     fn name(&self) -> &'static str {
@@ -140,7 +167,8 @@ impl CustomOp2 for LearnedOp {
         if i != wi {
             bail!("linear: input is {i} wide, the weight takes {wi}");
         }
-        let y = forward(tensor::slice(s1, l1)?, tensor::slice(s2, l2)?, n, o, i);
+        let w = View::rows(tensor::slice(s2, l2)?, i);
+        let y = forward(self.0, tensor::slice(s1, l1)?, w, n, o, i);
         Ok((CpuStorage::F32(y), (n, o).into()))
     }
 
@@ -154,13 +182,13 @@ impl CustomOp2 for LearnedOp {
         let ((n, i), (o, _)) = (x.dims2()?, w.dims2()?);
         tensor::with(dy, |dy| -> Result<_> {
             let dx = if x.track_op() {
-                let dx = tensor::with(w, |w| grad_input(dy, w, n, o, i))?;
+                let dx = tensor::with(w, |w| grad_input(self.0, dy, View::rows(w, i), n, o, i))?;
                 Some(tensor::from_vec(dx, (n, i))?)
             } else {
                 None
             };
             let dw = if w.track_op() {
-                let dw = tensor::with(x, |x| grad_weight(dy, x, n, o, i))?;
+                let dw = tensor::with(x, |x| grad_weight(self.0, dy, x, n, o, i))?;
                 Some(tensor::from_vec(dw, (o, i))?)
             } else {
                 None
@@ -172,8 +200,8 @@ impl CustomOp2 for LearnedOp {
 
 /// `x wᵀ` with a learned weight; gradients are computed for those operands that need one (candle's
 /// own product always computes both).
-pub fn linear(x_ni: &Tensor, w_oi: &Tensor) -> Result<Tensor> {
-    x_ni.contiguous()?.apply_op2(&w_oi.contiguous()?, LearnedOp)
+pub fn linear(x_ni: &Tensor, w_oi: &Tensor, precision: Precision) -> Result<Tensor> {
+    x_ni.contiguous()?.apply_op2(&w_oi.contiguous()?, LearnedOp(precision))
 }
 
 /// [`linear`] in plain tensor operations.

@@ -7,19 +7,28 @@
 use std::sync::{Arc, Mutex};
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
 
 use crate::{
-    gemm::{Cores, View, gemm},
+    gemm::{Output, Term, View, product},
     linear::Frozen,
     math::{exp, exp_sum, max, scale},
-    tensor,
+    num::Precision,
+    tensor, threads,
 };
 
 /// Tokens handled by one task.
-const TOKENS: usize = 64;
-/// Head rows per chunk: 64 × 512 logits are 128 KiB.
+const TOKENS: usize = 128;
+/// Head rows per chunk: 128 × 512 logits are 256 KiB.
 const CHUNK: usize = 512;
+
+/// A head's rows `(v, d)` and the arithmetic of products with them.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    view: View<'a>,
+    precision: Precision,
+    v: usize,
+    d: usize,
+}
 
 /// What the forward keeps of each token.
 struct Saved {
@@ -32,22 +41,20 @@ struct Saved {
 /// One task: logp of up to [`TOKENS`] tokens.
 fn forward_block(
     h: &[f32],
-    w: &[f32],
-    d: usize,
+    w: Rows,
     targets: &[u32],
     logp: &mut [f32],
     lse: &mut [f32],
-    mean: Option<&mut [f32]>,
+    mut mean: Option<&mut [f32]>,
 ) {
-    let (m, v) = (targets.len(), w.len() / d);
+    let (m, Rows { v, d, precision, .. }) = (targets.len(), w);
     let mut logits = vec![0f32; m * CHUNK.min(v)];
     let mut top = vec![f32::NEG_INFINITY; m];
     let mut sum = vec![0f32; m];
-    let mut mean = mean;
-    for (v0, w) in (0..v).step_by(CHUNK).zip(w.chunks(CHUNK * d)) {
-        let c = w.len() / d;
-        let (hv, wv) = (View::rows(h, d), View::rows(w, d));
-        gemm(m, c, d, 1.0, hv, wv.t(), 0.0, &mut logits, c, Cores::One);
+    for v0 in (0..v).step_by(CHUNK) {
+        let (c, w) = (CHUNK.min(v - v0), w.view.from(v0, 0));
+        let term = Term { a: View::rows(h, d), b: w.t(), k: d };
+        product(precision, m, c, &[term], Output::Set, &mut logits, c);
         for t in 0..m {
             let row = &mut logits[t * c..(t + 1) * c];
             let target = targets[t] as usize;
@@ -58,12 +65,14 @@ fn forward_block(
             let shrink = if top[t] == f32::NEG_INFINITY { 0.0 } else { exp(top[t] - new_top) };
             sum[t] = sum[t] * shrink + exp_sum(row, new_top);
             top[t] = new_top;
-            if let Some(mean) = mean.as_deref_mut() {
+            // Most chunks do not raise the maximum.
+            if let Some(mean) = mean.as_deref_mut().filter(|_| shrink != 1.0) {
                 scale(&mut mean[t * d..(t + 1) * d], shrink);
             }
         }
         if let Some(mean) = mean.as_deref_mut() {
-            gemm(m, d, c, 1.0, View::rows(&logits, c), wv, 1.0, mean, d, Cores::One);
+            let term = Term { a: View::rows(&logits, c), b: w, k: c };
+            product(precision, m, d, &[term], Output::Add, mean, d);
         }
     }
     for t in 0..m {
@@ -75,71 +84,57 @@ fn forward_block(
     }
 }
 
-fn forward(h: &[f32], w: &[f32], d: usize, targets: &[u32], keep: bool) -> (Vec<f32>, Saved) {
-    let m = targets.len();
+fn forward(h: &[f32], w: Rows, targets: &[u32], keep: bool) -> (Vec<f32>, Saved) {
+    let (m, d) = (targets.len(), w.d);
     let (mut logp, mut lse_m) = (vec![0f32; m], vec![0f32; m]);
     let mut mean_md = vec![0f32; if keep { m * d } else { 0 }];
-    let blocks = logp
-        .par_chunks_mut(TOKENS)
-        .zip(lse_m.par_chunks_mut(TOKENS))
-        .zip(h.par_chunks(TOKENS * d).zip(targets.par_chunks(TOKENS)));
-    if keep {
-        blocks.zip(mean_md.par_chunks_mut(TOKENS * d)).for_each(
-            |(((logp, lse), (h, targets)), mean)| {
-                forward_block(h, w, d, targets, logp, lse, Some(mean));
-            },
-        );
-    } else {
-        blocks.for_each(|((logp, lse), (h, targets))| {
-            forward_block(h, w, d, targets, logp, lse, None);
-        });
-    }
+    let mut means = mean_md.chunks_mut(TOKENS * d);
+    let tasks = logp.chunks_mut(TOKENS).zip(lse_m.chunks_mut(TOKENS));
+    let tasks = tasks.zip(h.chunks(TOKENS * d).zip(targets.chunks(TOKENS)));
+    let tasks = tasks.map(|task| (task, means.next())).collect();
+    threads::for_each(tasks, |(((logp, lse), (h, targets)), mean)| {
+        forward_block(h, w, targets, logp, lse, mean);
+    });
     (logp, Saved { lse_m, mean_md })
 }
 
 /// `dh = g·(w_target − Σ p w)`.
-fn grad_hidden(w: &[f32], d: usize, targets: &[u32], saved: &Saved, g: &[f32]) -> Vec<f32> {
-    let mut dh = vec![0f32; targets.len() * d];
-    dh.par_chunks_mut(d).enumerate().for_each(|(t, dh)| {
-        let at = targets[t] as usize * d;
-        for ((dh, w), mean) in dh.iter_mut().zip(&w[at..at + d]).zip(&saved.mean_md[t * d..]) {
-            *dh = g[t] * (w - mean);
+fn grad_hidden(w: Rows, targets: &[u32], saved: &Saved, g: &[f32]) -> Vec<f32> {
+    let mut dh = vec![0f32; targets.len() * w.d];
+    for (t, dh) in dh.chunks_exact_mut(w.d).enumerate() {
+        w.view.read_row(targets[t] as usize, dh);
+        for (dh, mean) in dh.iter_mut().zip(&saved.mean_md[t * w.d..]) {
+            *dh = g[t] * (*dh - mean);
         }
-    });
+    }
     dh
 }
 
 /// `dw_v = Σ_t g_t·(1[v = target] − p_tv)·h_t`, with `p` computed again chunk by chunk.
-fn grad_head(
-    h: &[f32],
-    w: &[f32],
-    d: usize,
-    targets: &[u32],
-    saved: &Saved,
-    g: &[f32],
-) -> Vec<f32> {
-    let m = targets.len();
-    let mut dw = vec![0f32; w.len()];
-    dw.par_chunks_mut(CHUNK * d).zip(w.par_chunks(CHUNK * d)).enumerate().for_each(
-        |(i, (dw, w))| {
-            let (v0, c) = (i * CHUNK, w.len() / d);
-            let mut p = vec![0f32; TOKENS * c];
-            for t0 in (0..m).step_by(TOKENS) {
-                let b = TOKENS.min(m - t0);
-                let hv = View::rows(&h[t0 * d..], d);
-                gemm(b, c, d, 1.0, hv, View::rows(w, d).t(), 0.0, &mut p, c, Cores::One);
-                for (t, row) in p.chunks_exact_mut(c).take(b).enumerate() {
-                    exp_sum(row, saved.lse_m[t0 + t]);
-                    scale(row, -g[t0 + t]);
-                    let target = targets[t0 + t] as usize;
-                    if (v0..v0 + c).contains(&target) {
-                        row[target - v0] += g[t0 + t];
-                    }
+fn grad_head(h: &[f32], w: Rows, targets: &[u32], saved: &Saved, g: &[f32]) -> Vec<f32> {
+    let (m, Rows { v, d, precision, .. }) = (targets.len(), w);
+    let mut dw = vec![0f32; v * d];
+    let tasks = dw.chunks_mut(CHUNK * d).enumerate().collect();
+    threads::for_each(tasks, |(i, dw): (usize, &mut [f32])| {
+        let (v0, c) = (i * CHUNK, dw.len() / d);
+        let w = w.view.from(v0, 0);
+        let mut p = vec![0f32; TOKENS * c];
+        for t0 in (0..m).step_by(TOKENS) {
+            let b = TOKENS.min(m - t0);
+            let h = View::rows(&h[t0 * d..], d);
+            product(precision, b, c, &[Term { a: h, b: w.t(), k: d }], Output::Set, &mut p, c);
+            for (t, row) in p.chunks_exact_mut(c).take(b).enumerate() {
+                exp_sum(row, saved.lse_m[t0 + t]);
+                scale(row, -g[t0 + t]);
+                let target = targets[t0 + t] as usize;
+                if (v0..v0 + c).contains(&target) {
+                    row[target - v0] += g[t0 + t];
                 }
-                gemm(c, d, b, 1.0, View::rows(&p, c).t(), hv, 1.0, dw, d, Cores::One);
             }
-        },
-    );
+            let term = Term { a: View::rows(&p, c).t(), b: h, k: b };
+            product(precision, c, d, &[term], Output::Add, dw, d);
+        }
+    });
     dw
 }
 
@@ -161,8 +156,20 @@ struct FrozenHead {
 }
 
 struct LearnedHead {
+    precision: Precision,
     targets: Arc<Vec<u32>>,
     saved: Mutex<Option<Saved>>,
+}
+
+fn rows(head: &Frozen) -> Rows<'_> {
+    let (v, d) = head.dims();
+    Rows { view: head.view(), precision: head.precision(), v, d }
+}
+
+impl LearnedHead {
+    fn rows<'a>(&self, w: &'a [f32], d: usize) -> Rows<'a> {
+        Rows { view: View::rows(w, d), precision: self.precision, v: w.len() / d, d }
+    }
 }
 
 fn kept(saved: &Mutex<Option<Saved>>) -> Result<std::sync::MutexGuard<'_, Option<Saved>>> {
@@ -178,7 +185,7 @@ impl CustomOp1 for FrozenHead {
         let ((m, d), (o, i)) = (l.shape().dims2()?, self.head.dims());
         check(m, d, o, i, &self.targets)?;
         let h = tensor::slice(s, l)?;
-        let (logp, saved) = forward(h, self.head.rows(), d, &self.targets, self.keep);
+        let (logp, saved) = forward(h, rows(&self.head), &self.targets, self.keep);
         *kept(&self.saved)? = Some(saved);
         Ok((CpuStorage::F32(logp), m.into()))
     }
@@ -189,7 +196,7 @@ impl CustomOp1 for FrozenHead {
         let Some(saved) = kept.as_ref().filter(|s| s.mean_md.len() == m * d) else {
             bail!("head: backward without a tracked forward")
         };
-        let dh = tensor::with(g, |g| grad_hidden(self.head.rows(), d, &self.targets, saved, g))?;
+        let dh = tensor::with(g, |g| grad_hidden(rows(&self.head), &self.targets, saved, g))?;
         Ok(Some(tensor::from_vec(dh, (m, d))?))
     }
 }
@@ -209,7 +216,7 @@ impl CustomOp2 for LearnedHead {
         let ((m, d), (o, i)) = (l1.shape().dims2()?, l2.shape().dims2()?);
         check(m, d, o, i, &self.targets)?;
         let (h, w) = (tensor::slice(s1, l1)?, tensor::slice(s2, l2)?);
-        let (logp, saved) = forward(h, w, d, &self.targets, true);
+        let (logp, saved) = forward(h, self.rows(w, d), &self.targets, true);
         *kept(&self.saved)? = Some(saved);
         Ok((CpuStorage::F32(logp), m.into()))
     }
@@ -227,8 +234,9 @@ impl CustomOp2 for LearnedHead {
         let (dh, dw) = tensor::with(h, |h| {
             tensor::with(w, |w| {
                 tensor::with(g, |g| {
-                    let dh = grad_hidden(w, d, &self.targets, saved, g);
-                    (dh, grad_head(h, w, d, &self.targets, saved, g))
+                    let w = self.rows(w, d);
+                    let dh = grad_hidden(w, &self.targets, saved, g);
+                    (dh, grad_head(h, w, &self.targets, saved, g))
                 })
             })
         })???;
@@ -241,7 +249,7 @@ pub enum HeadWeight<'a> {
     /// No gradient for the head.
     Frozen(&'a Frozen),
     /// `(v, d)` with a gradient.
-    Learned(&'a Tensor),
+    Learned(&'a Tensor, Precision),
 }
 
 /// `log softmax(h wᵀ)[target]` for one target per row of `h_md`, `(m,)`; memory `O(m·d)`.
@@ -252,8 +260,9 @@ pub fn head_logp(h_md: &Tensor, head: HeadWeight, targets_m: &[u32]) -> Result<T
             let keep = h.track_op();
             h.apply_op1(FrozenHead { head: head.clone(), targets, keep, saved: Mutex::new(None) })
         }
-        HeadWeight::Learned(w) => {
-            h.apply_op2(&w.contiguous()?, LearnedHead { targets, saved: Mutex::new(None) })
+        HeadWeight::Learned(w, precision) => {
+            let op = LearnedHead { precision, targets, saved: Mutex::new(None) };
+            h.apply_op2(&w.contiguous()?, op)
         }
     }
 }

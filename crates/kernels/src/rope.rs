@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
 
-use crate::{simd::vectorised, tensor};
+use crate::{pool::CHUNK, simd::vectorised, tensor, threads};
 
 /// The angles of one model: inverse frequencies and the factor on cosine and sine.
 #[derive(Clone, Debug)]
@@ -24,12 +23,16 @@ impl Rotation {
     pub fn table(&self, positions_n: &[u32]) -> Arc<Vec<f32>> {
         let half = self.inv_freq.len();
         let mut table = vec![0f32; positions_n.len() * 2 * half];
-        table.par_chunks_mut((2 * half).max(1)).zip(positions_n).for_each(|(row, position)| {
-            let (cos, sin) = row.split_at_mut(half);
-            for (i, inv) in self.inv_freq.iter().enumerate() {
-                let (s, c) = (*position as f32 * inv).sin_cos();
-                cos[i] = c * self.factor;
-                sin[i] = s * self.factor;
+        let tokens = (CHUNK / (2 * half).max(1)).max(1);
+        let tasks = table.chunks_mut((tokens * 2 * half).max(1)).zip(positions_n.chunks(tokens));
+        threads::for_each(tasks.collect(), |(rows, positions): (&mut [f32], &[u32])| {
+            for (row, position) in rows.chunks_exact_mut(2 * half).zip(positions) {
+                let (cos, sin) = row.split_at_mut(half);
+                for (i, inv) in self.inv_freq.iter().enumerate() {
+                    let (s, c) = (*position as f32 * inv).sin_cos();
+                    cos[i] = c * self.factor;
+                    sin[i] = s * self.factor;
+                }
             }
         });
         Arc::new(table)
@@ -37,39 +40,38 @@ impl Rotation {
 }
 
 vectorised! {
-    fn turn(x: &[f32], cos: &[f32], sin: &[f32], sign: f32, out: &mut [f32]) {
+    fn turn(x: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
         let half = cos.len();
-        let (x1, x2) = x.split_at(half);
-        let (o1, o2) = out.split_at_mut(half);
+        let (x1, x2) = x.split_at_mut(half);
+        let (x2, sin) = (&mut x2[..half], &sin[..half]);
         for i in 0..half {
-            let s = sign * sin[i];
-            o1[i] = x1[i] * cos[i] - x2[i] * s;
-            o2[i] = x2[i] * cos[i] + x1[i] * s;
+            let (a, b, s) = (x1[i], x2[i], sign * sin[i]);
+            x1[i] = a * cos[i] - b * s;
+            x2[i] = b * cos[i] + a * s;
         }
     }
 }
 
-struct Rotate {
-    table: Arc<Vec<f32>>,
-    sign: f32,
-    e: usize,
+/// Rotates every head of `x` `(n, heads·e)` in place by the angles of its token, or back.
+///
+/// The inverse of a rotation is its transpose, so the way back is the backward pass, also where
+/// cosine and sine carry a factor.
+pub fn turn_heads(x: &mut [f32], table: &[f32], e: usize, back: bool) {
+    let (n, sign) = (table.len() / e.max(1), if back { -1.0 } else { 1.0 });
+    let width = x.len() / n.max(1);
+    let tokens = (CHUNK / width.max(1)).max(1);
+    let tasks = x.chunks_mut((tokens * width).max(1)).zip(table.chunks((tokens * e).max(1)));
+    threads::for_each(tasks.collect(), |(x, angles): (&mut [f32], &[f32])| {
+        for (x, angles) in x.chunks_exact_mut(width).zip(angles.chunks_exact(e)) {
+            let (cos, sin) = angles.split_at(e / 2);
+            x.chunks_exact_mut(e).for_each(|x| turn(x, cos, sin, sign));
+        }
+    });
 }
 
-impl Rotate {
-    fn run(&self, x: &[f32], n: usize) -> Vec<f32> {
-        let mut out = vec![0f32; x.len()];
-        let (row, two_half) = (x.len() / n.max(1), self.table.len() / n.max(1));
-        out.par_chunks_mut(row.max(1))
-            .zip(x.par_chunks(row.max(1)))
-            .zip(self.table.par_chunks(two_half.max(1)))
-            .for_each(|((o, x), angles)| {
-                let (cos, sin) = angles.split_at(two_half / 2);
-                for (o, x) in o.chunks_exact_mut(self.e).zip(x.chunks_exact(self.e)) {
-                    turn(x, cos, sin, self.sign, o);
-                }
-            });
-        out
-    }
+struct Rotate {
+    table: Arc<Vec<f32>>,
+    e: usize,
 }
 
 impl CustomOp1 for Rotate {
@@ -78,21 +80,21 @@ impl CustomOp1 for Rotate {
     }
 
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
-        let n = l.dims()[0];
-        Ok((CpuStorage::F32(self.run(tensor::slice(s, l)?, n)), l.shape().clone()))
+        let mut x = tensor::slice(s, l)?.to_vec();
+        turn_heads(&mut x, &self.table, self.e, false);
+        Ok((CpuStorage::F32(x), l.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, _res: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        // The inverse of a rotation is its transpose; a scale factor on cos and sin carries over.
-        let back = Rotate { table: self.table.clone(), sign: -self.sign, e: self.e };
-        let dx = tensor::with(dy, |dy| back.run(dy, x.dims()[0]))?;
+        let mut dx = tensor::with(dy, <[f32]>::to_vec)?;
+        turn_heads(&mut dx, &self.table, self.e, true);
         Ok(Some(tensor::from_vec(dx, x.shape().clone())?))
     }
 }
 
 /// Rotates every head of `x` `(n, heads·e)` by the angles of its token (Su et al. 2021).
 pub fn rotate(x: &Tensor, table: &Arc<Vec<f32>>, e: usize) -> Result<Tensor> {
-    x.contiguous()?.apply_op1(Rotate { table: table.clone(), sign: 1.0, e })
+    x.contiguous()?.apply_op1(Rotate { table: table.clone(), e })
 }
 
 /// [`rotate`] in plain tensor operations.

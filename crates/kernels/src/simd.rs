@@ -11,24 +11,28 @@ pub enum Level {
     Avx2,
     /// AVX-512 F, VL, BW and DQ.
     Avx512,
+    /// AVX-512 with dot products of bf16 pairs.
+    Avx512Bf16,
 }
 
-/// The level in use: the processor's best, or what `LUTHIER_SIMD` (`portable`, `avx2`, `avx512`)
-/// asks for, never above what the processor has.
+/// The level in use: the processor's best, or what `LUTHIER_SIMD` (`portable`, `avx2`, `avx512`,
+/// `avx512bf16`) asks for, never above what the processor has.
 pub fn level() -> Level {
     static LEVEL: OnceLock<Level> = OnceLock::new();
     *LEVEL.get_or_init(|| {
         let asked = match std::env::var("LUTHIER_SIMD").as_deref() {
             Ok("portable") => Level::Portable,
             Ok("avx2") => Level::Avx2,
-            _ => Level::Avx512,
+            Ok("avx512") => Level::Avx512,
+            _ => Level::Avx512Bf16,
         };
         asked.min(best())
     })
 }
 
+/// The most that this processor has.
 #[cfg(target_arch = "x86_64")]
-fn best() -> Level {
+pub fn best() -> Level {
     if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")) {
         return Level::Portable;
     }
@@ -36,12 +40,22 @@ fn best() -> Level {
         && is_x86_feature_detected!("avx512vl")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512dq");
-    if wide { Level::Avx512 } else { Level::Avx2 }
+    match wide {
+        true if is_x86_feature_detected!("avx512bf16") => Level::Avx512Bf16,
+        true => Level::Avx512,
+        false => Level::Avx2,
+    }
 }
 
+/// The most that this processor has.
 #[cfg(not(target_arch = "x86_64"))]
-fn best() -> Level {
+pub fn best() -> Level {
     Level::Portable
+}
+
+/// Whether bf16 products have instructions of their own here; without, they cost as much as f32.
+pub fn has_bf16() -> bool {
+    level() >= Level::Avx512Bf16
 }
 
 /// Defines a function whose body is compiled once per [`Level`] and chosen at run time. The body
@@ -63,7 +77,7 @@ macro_rules! vectorised {
                 fn avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
                 match $crate::simd::level() {
                     // SAFETY: `level` reports a set only when the processor has all of it.
-                    $crate::simd::Level::Avx512 => unsafe { avx512($($arg),*) },
+                    $crate::simd::Level::Avx512 | $crate::simd::Level::Avx512Bf16 => unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
                     $crate::simd::Level::Avx2 => unsafe { avx2($($arg),*) },
                     $crate::simd::Level::Portable => body($($arg),*),

@@ -6,9 +6,11 @@ use candle_core::{Device, Tensor, Var};
 use luthier_core::{Cache, Rows, Seed};
 use luthier_kernels::{
     Frozen, HeadWeight, Heads, Rotation, attend, attend_cached, attention, head_logp, linear, nll,
-    norm, rms_norm, rope, rotate, swiglu,
+    norm, num::Precision, rms_norm, rope, rotate, swiglu,
 };
 use proptest::prelude::*;
+
+const F32: Precision = Precision::F32;
 
 fn random(name: &str, dims: &[usize]) -> Var {
     let mut rng = Seed(7).split(name).rng();
@@ -68,12 +70,12 @@ fn norm_rope_swiglu_linear() {
         );
         let w = random("wo", &[5, d]);
         same(
-            &linear(&x, &w).unwrap(),
+            &linear(&x, &w, F32).unwrap(),
             &luthier_kernels::linear::naive_linear(&x, &w).unwrap(),
             &[&x, &w],
         );
         let numbers = w.flatten_all().unwrap().to_vec1().unwrap();
-        let frozen = Frozen::new(numbers, 5, d).unwrap();
+        let frozen = Frozen::new(numbers, 5, d, F32).unwrap();
         same(
             &frozen.apply(&x).unwrap(),
             &luthier_kernels::linear::naive_linear(&x, &w).unwrap(),
@@ -112,11 +114,15 @@ fn check_attention(lengths: &[usize], heads: Heads) {
 
 #[test]
 fn attention_over_ragged_rows() {
-    let heads = |h, k, e, window| Heads { h, k, e, window };
+    let heads = |h, k, e, window| Heads { h, k, e, window, precision: F32 };
     check_attention(&[1], heads(2, 1, 4, None));
     check_attention(&[5, 1, 9], heads(4, 2, 8, None));
     check_attention(&[130, 3, 64], heads(3, 1, 16, None));
     check_attention(&[70, 20], heads(2, 2, 8, Some(6)));
+    // More keys than one chunk, also with chunks that no query of a block sees whole.
+    check_attention(&[530, 1, 257], heads(2, 1, 4, None));
+    check_attention(&[600], heads(2, 2, 4, Some(280)));
+    check_attention(&[300, 40], heads(6, 1, 4, Some(2)));
 }
 
 fn check_head(m: usize, d: usize, v: usize, gain: f64) {
@@ -124,9 +130,9 @@ fn check_head(m: usize, d: usize, v: usize, gain: f64) {
     let w = random("head", &[v, d]);
     let targets: Vec<u32> = (0..m).map(|i| ((i * 37 + 5) % v) as u32).collect();
     let naive = nll::naive_head_logp(&h, &w, &targets).unwrap();
-    same(&head_logp(&h, HeadWeight::Learned(&w), &targets).unwrap(), &naive, &[&h, &w]);
+    same(&head_logp(&h, HeadWeight::Learned(&w, F32), &targets).unwrap(), &naive, &[&h, &w]);
     let numbers = w.flatten_all().unwrap().to_vec1().unwrap();
-    let frozen = Frozen::new(numbers, v, d).unwrap();
+    let frozen = Frozen::new(numbers, v, d, F32).unwrap();
     same(&head_logp(&h, HeadWeight::Frozen(&frozen), &targets).unwrap(), &naive, &[&h]);
 }
 
@@ -136,7 +142,7 @@ fn head_without_logits() {
     check_head(65, 16, 1300, 1.0);
     // Logits in the hundreds: no overflow, no loss of the tail.
     check_head(9, 32, 600, 40.0);
-    let frozen = Frozen::new(vec![0.0; 8], 2, 4).unwrap();
+    let frozen = Frozen::new(vec![0.0; 8], 2, 4, F32).unwrap();
     let h = random("h", &[1, 4]);
     assert!(head_logp(&h, HeadWeight::Frozen(&frozen), &[2]).is_err());
 }
@@ -145,7 +151,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
     #[test]
     fn attention_on_any_lengths(lengths in prop::collection::vec(1usize..80, 1..5), group in 1usize..4) {
-        check_attention(&lengths, Heads { h: 2 * group, k: 2, e: 6, window: None });
+        check_attention(&lengths, Heads { h: 2 * group, k: 2, e: 6, window: None, precision: F32 });
     }
 
     #[test]

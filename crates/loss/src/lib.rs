@@ -16,7 +16,7 @@ pub use term::nll::Nll;
 /// What is minimised.
 pub trait Objective: Send + Sync {
     /// What the step's sum is divided by, over all micro-batches of the step.
-    fn normaliser(&self, step: &[Batch]) -> f64;
+    fn normaliser(&self, step: &[&Batch]) -> f64;
 
     /// The sum over one micro-batch, with its graph. Never divided: that is for the step.
     fn terms(&self, out: &mut dyn Logits, batch: &Batch) -> Result<Terms>;

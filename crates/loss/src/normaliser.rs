@@ -16,9 +16,9 @@ pub enum Normaliser {
 
 impl Normaliser {
     /// The denominator of a step.
-    pub fn total(self, step: &[Batch]) -> f64 {
+    pub fn total(self, step: &[&Batch]) -> f64 {
         match self {
-            Normaliser::Token => step.iter().map(Batch::weight).sum(),
+            Normaliser::Token => step.iter().map(|b| b.weight()).sum(),
             Normaliser::Sequence => step.iter().map(|b| trained_rows(b).count() as f64).sum(),
         }
     }
@@ -72,7 +72,7 @@ mod tests {
             Normaliser::Sequence.coefficients_n(&batch).unwrap(),
             [0.25, 0.0, 0.75, 0.0, 0.0, 1.0]
         );
-        let step = [batch.clone(), batch];
+        let step = [&batch, &batch];
         assert_eq!(Normaliser::Token.total(&step), 9.0);
         assert_eq!(Normaliser::Sequence.total(&step), 4.0);
     }

@@ -91,8 +91,7 @@ fn nll_is_the_textbook_mean() {
     {
         let nll = Nll { normaliser };
         let (terms, _) = run(&nll, &logits, &batch);
-        let got = f64::from(terms.sum.to_scalar::<f32>().unwrap())
-            / nll.normaliser(std::slice::from_ref(&batch));
+        let got = f64::from(terms.sum.to_scalar::<f32>().unwrap()) / nll.normaliser(&[&batch]);
         assert!((got - want).abs() < 1e-6 * want, "{normaliser:?}: {got} {want}");
         let log = terms.logs[0];
         assert!((log.sum / log.weight - mean(0..batch.n())).abs() < 1e-6, "{log:?}");
@@ -122,7 +121,7 @@ fn zero_weights_give_zero_and_no_gradient() {
         let objective = loss.objective().unwrap();
         let (terms, table) = run(objective, &logits, &batch);
         assert_eq!(terms.sum.to_scalar::<f32>().unwrap(), 0.0, "{name}");
-        assert_eq!(objective.normaliser(std::slice::from_ref(&batch)), 0.0, "{name}");
+        assert_eq!(objective.normaliser(&[&batch]), 0.0, "{name}");
         let grads = terms.sum.backward().unwrap();
         assert!(gradient(&grads, &table).iter().all(|g| *g == 0.0), "{name}");
     }
@@ -138,7 +137,7 @@ fn splitting_a_batch_changes_nothing() {
         let objective = loss.objective().unwrap();
         let step = |batches: &[Batch]| {
             let (mut sum, mut grad, mut done) = (0.0, Vec::new(), 0);
-            let by = objective.normaliser(batches);
+            let by = objective.normaliser(&batches.iter().collect::<Vec<_>>());
             for batch in batches {
                 let part = &logits[done * VOCAB..(done + batch.n()) * VOCAB];
                 done += batch.n();

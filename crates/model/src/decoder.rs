@@ -1,9 +1,12 @@
 //! The decoder of the Llama family: embed, blocks, unembed.
+//!
+//! [`Model::block`] is the block in tensor operations, for any hook. Where nothing but low-rank
+//! additions is bound, `fused` and `tape` compute the same without a graph.
 
 use std::sync::Arc;
 
 use candle_core::{Tensor, Var};
-use luthier_core::{Affine, Ctx, Error, Model, Result, SiteId, SiteKind, SiteMap};
+use luthier_core::{Affine, Ctx, Error, Model, Result, SiteId, SiteKind, SiteMap, Taped};
 use luthier_kernels::{
     Heads, Rotation, attend, attend_cached, attention, head_logp, rotate, swiglu,
 };
@@ -12,6 +15,10 @@ use crate::{
     config::ModelConfig,
     weight::{Linear, Norm, Weight, learn_vector},
 };
+
+mod fan;
+mod fused;
+mod tape;
 
 /// One block: attention and gated MLP, each behind a norm and a residual.
 #[derive(Clone)]
@@ -89,7 +96,8 @@ impl Decoder {
 
     fn heads(&self, layer: usize) -> Heads {
         let c = &self.config;
-        Heads { h: c.heads, k: c.kv_heads, e: c.head_dim, window: c.window(layer) }
+        let precision = self.layers[layer].precision();
+        Heads { h: c.heads, k: c.kv_heads, e: c.head_dim, window: c.window(layer), precision }
     }
 
     fn linear(&self, lin: &Linear, x_ni: &Tensor, ctx: &Ctx) -> Result<Tensor> {
@@ -209,6 +217,23 @@ impl Model for Decoder {
         let x_nd = self.norm(&layer.mlp_norm, &h_nd, ctx)?;
         let h_nd = (h_nd + self.mlp(layer, &x_nd, ctx)?)?;
         ctx.watch(&self.sites, layer.at.resid_post, h_nd)
+    }
+
+    fn forward(&self, l: usize, h_nd: Tensor, ctx: &mut Ctx) -> Result<Tensor> {
+        match self.fused_forward(l, &h_nd, ctx)? {
+            Some(y_nd) => Ok(y_nd),
+            None => Ok(self.block(l, h_nd, ctx)?.detach()),
+        }
+    }
+
+    fn tape(
+        &self,
+        l: usize,
+        h_nd: &Tensor,
+        below: bool,
+        ctx: &mut Ctx,
+    ) -> Result<Option<Taped>> {
+        self.fused_tape(l, h_nd, below, ctx)
     }
 
     fn unembed(&self, h_nd: &Tensor, ctx: &mut Ctx) -> Result<Tensor> {

@@ -10,8 +10,7 @@ pub mod gguf;
 pub mod load;
 pub mod names;
 pub mod pull;
-pub mod quant;
-mod quant_k;
+pub use luthier_kernels::quant;
 pub mod render;
 pub mod save;
 mod shard;
@@ -23,6 +22,7 @@ pub mod weight;
 
 pub use config::ModelConfig;
 pub use decoder::Decoder;
+pub use luthier_kernels::num::Precision;
 pub use render::{RenderOptions, Rendered, render};
 pub use source::Source;
 pub use template::ChatTemplate;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use luthier_core::{Result, SiteKind, SiteMap};
-use luthier_kernels::{Frozen, Rotation};
+use luthier_kernels::{Frozen, Rotation, num::Precision};
 
 use crate::{
     config::ModelConfig,
@@ -17,6 +17,7 @@ use crate::{
 struct Loader<'a> {
     source: &'a Source,
     config: &'a ModelConfig,
+    precision: Precision,
     sites: SiteMap,
 }
 
@@ -28,7 +29,7 @@ impl Loader<'_> {
 
     fn matrix(&self, name: &str, o: usize, i: usize) -> Result<Weight> {
         let data = self.source.load_f32(name)?;
-        Ok(Weight::Frozen(Frozen::new(data, o, i)?))
+        Ok(Weight::Frozen(Frozen::new(data, o, i, self.precision)?))
     }
 
     fn linear(
@@ -95,10 +96,15 @@ impl Loader<'_> {
 }
 
 impl Decoder {
-    /// Loads every weight of `source`, frozen. `loaded(done, total)` is called after each layer.
-    pub fn load(source: &Source, mut loaded: impl FnMut(usize, usize)) -> Result<Decoder> {
+    /// Loads every weight of `source`, frozen, with products in `precision`. `loaded(done, total)`
+    /// is called after each layer.
+    pub fn load(
+        source: &Source,
+        precision: Precision,
+        mut loaded: impl FnMut(usize, usize),
+    ) -> Result<Decoder> {
         let config = source.config().clone();
-        let mut loader = Loader { source, config: &config, sites: SiteMap::default() };
+        let mut loader = Loader { source, config: &config, precision, sites: SiteMap::default() };
         let (v, d) = (config.vocab, config.hidden);
         let module = hf_module("embed");
         let name = module.clone().unwrap_or_default();

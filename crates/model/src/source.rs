@@ -10,6 +10,7 @@ use std::{
 };
 
 use luthier_core::{Error, Result, io, nearest::suggest};
+use luthier_kernels::blocks::Blocks;
 use rayon::prelude::*;
 use serde_json::Value;
 
@@ -227,6 +228,29 @@ impl Source {
         }
     }
 
+    /// The stored blocks of a quantised matrix, its rows in the same order as those of
+    /// [`Source::load_f32`]; `None` for plain floats, and where a block reaches into the next row.
+    pub fn load_blocks(&self, name: &str) -> Result<Option<Blocks>> {
+        let place = self.place(name)?;
+        let (Some(ty), Weights::Gguf(gguf), [o, i]) = (place.ty, &self.weights, &place.shape[..])
+        else {
+            return Ok(None);
+        };
+        let row = match ty.bytes_for(*i) {
+            Some(row) if ty.block_elements() > 1 => row,
+            _ => return Ok(None),
+        };
+        // The header was believed only after its sizes were found to lie within the file.
+        let mut bytes = vec![0u8; o * row];
+        gguf.file().read(place.offset, &mut bytes)?;
+        let bytes = match place.interleaved {
+            Some(heads) => uninterleave(&bytes, *o, heads),
+            None => bytes,
+        };
+        let blocks = Blocks::new(ty, bytes, *o, *i);
+        blocks.map(Some).map_err(|e| Error::failed(self.at(), format!("tensor {name}: {e}")))
+    }
+
     /// As [`Source::load_f32`], refusing another shape than `expected`.
     pub fn load_checked(&self, name: &str, expected: &[usize]) -> Result<Vec<f32>> {
         self.check_shape(name, expected)?;
@@ -278,10 +302,14 @@ impl Source {
 
 /// Undoes the row order of GGUF's llama: a head's rows lie there as pairs `(j, j + e/2)`, because
 /// its runtime rotates neighbours, where Hugging Face rotates the two halves of a head.
-fn uninterleave(stored: &[f32], rows: usize, heads: usize) -> Vec<f32> {
+fn uninterleave<T: Copy + Default + Send + Sync>(
+    stored: &[T],
+    rows: usize,
+    heads: usize,
+) -> Vec<T> {
     let width = stored.len() / rows;
     let e = rows / heads;
-    let mut out = vec![0f32; stored.len()];
+    let mut out = vec![T::default(); stored.len()];
     out.par_chunks_mut(width).enumerate().for_each(|(row, out)| {
         let (head, within) = (row / e, row % e);
         let (part, j) = (within / (e / 2), within % (e / 2));

@@ -2,15 +2,15 @@
 
 use candle_core::{Tensor, Var};
 use luthier_core::{Affine, Result, SiteId};
-use luthier_kernels::{Frozen, HeadWeight, linear, rms_norm};
+use luthier_kernels::{Frozen, HeadWeight, linear, num::Precision, rms_norm};
 
 /// A matrix stored `(out, in)`.
 #[derive(Clone)]
 pub enum Weight {
     /// Packed for speed; its backward yields the input's gradient only.
     Frozen(Frozen),
-    /// A variable.
-    Learned(Var),
+    /// A variable and the arithmetic of products with it.
+    Learned(Var, Precision),
 }
 
 impl Weight {
@@ -18,7 +18,7 @@ impl Weight {
     pub fn apply(&self, x_ni: &Tensor) -> Result<Tensor> {
         Ok(match self {
             Weight::Frozen(w) => w.apply(x_ni)?,
-            Weight::Learned(w_oi) => linear(x_ni, w_oi)?,
+            Weight::Learned(w_oi, precision) => linear(x_ni, w_oi, *precision)?,
         })
     }
 
@@ -26,7 +26,7 @@ impl Weight {
     pub fn gather(&self, ids_n: &[u32]) -> Result<Tensor> {
         Ok(match self {
             Weight::Frozen(w) => w.gather(ids_n)?,
-            Weight::Learned(w_vd) => {
+            Weight::Learned(w_vd, _) => {
                 let index = Tensor::from_slice(ids_n, ids_n.len(), w_vd.device())?;
                 w_vd.index_select(&index, 0)?
             }
@@ -37,22 +37,30 @@ impl Weight {
     pub fn dense(&self) -> Result<Tensor> {
         Ok(match self {
             Weight::Frozen(w) => w.dense()?,
-            Weight::Learned(w_oi) => w_oi.as_detached_tensor(),
+            Weight::Learned(w_oi, _) => w_oi.as_detached_tensor(),
         })
+    }
+
+    /// The arithmetic of products with it.
+    pub fn precision(&self) -> Precision {
+        match self {
+            Weight::Frozen(w) => w.precision(),
+            Weight::Learned(_, precision) => *precision,
+        }
     }
 
     /// As the head of a fused log-probability.
     pub fn head(&self) -> HeadWeight<'_> {
         match self {
             Weight::Frozen(w) => HeadWeight::Frozen(w),
-            Weight::Learned(w_vd) => HeadWeight::Learned(w_vd),
+            Weight::Learned(w_vd, precision) => HeadWeight::Learned(w_vd, *precision),
         }
     }
 
     /// The same numbers as a variable of its own.
     pub fn learn(&mut self) -> Result<Var> {
         let var = Var::from_tensor(&self.dense()?.copy()?)?;
-        *self = Weight::Learned(var.clone());
+        *self = Weight::Learned(var.clone(), self.precision());
         Ok(var)
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use candle_core::Tensor;
 use luthier_core::{Batch, Ctx, Head, Logits, Model, Policy, SiteKind};
-use luthier_model::{Decoder, Source};
+use luthier_model::{Decoder, Precision, Source};
 use luthier_testkit::{assert_close, golden};
 
 const MODELS: &[&str] = &[
@@ -23,7 +23,7 @@ const MODELS: &[&str] = &[
 
 fn load(name: &str) -> Decoder {
     let source = Source::open(&golden::golden(format!("models/{name}"))).unwrap();
-    Decoder::load(&source, |_, _| ()).unwrap()
+    Decoder::load(&source, Precision::F32, |_, _| ()).unwrap()
 }
 
 /// Σ w·nll / Σ w through the fused head.
@@ -91,7 +91,7 @@ fn shards_and_both_generations_of_config_are_the_same_model() {
         std::fs::copy(from.join("config.v4.json"), dir.path().join("config.json")).unwrap();
         std::fs::copy(from.join("model.safetensors"), dir.path().join("model.safetensors"))
             .unwrap();
-        let old = Decoder::load(&Source::open(dir.path()).unwrap(), |_, _| ()).unwrap();
+        let old = Decoder::load(&Source::open(dir.path()).unwrap(), Precision::F32, |_, _| ()).unwrap();
         let recorded = golden::load_tensors(format!("models/{name}/golden.safetensors"));
         let batch = golden::batch(&recorded, "");
         let old = Policy::plain(Arc::new(old));

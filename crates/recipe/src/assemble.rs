@@ -3,12 +3,13 @@
 use std::path::Path;
 
 use luthier_core::Result;
+use luthier_data::Size;
 use luthier_params::Kind;
 use luthier_probe::stats::{Bootstrap, Comparison};
 use luthier_train::{Outcome, log};
 
 use crate::{
-    change, export, manifest,
+    change, export, manifest, precision,
     prepare::Prepared,
     report::{
         Answer, Artefact, Cut, DataFile, Fact, Field, General, Measured as Value, Method,
@@ -155,7 +156,10 @@ fn method(stage: &Stage) -> Method {
     let config = &stage.config;
     let mut settings = vec![
         fact("Epochs", config.epochs),
-        fact("Tokens per step", config.batch_tokens),
+        match stage.plan.size {
+            Size::Tokens(tokens) => fact("Tokens per step", tokens),
+            Size::Rows(rows) => fact("Rows per step", rows),
+        },
         fact("Seed", config.seed),
     ];
     if let Ok(plan) = config.update.check() {
@@ -290,7 +294,7 @@ fn resources(facts: &Facts) -> Resources {
         tokens_per_second: outcome.map(|o| o.tokens_per_second),
         peak_rss_bytes: log::rss().map(|(_, peak)| peak),
         cores: std::thread::available_parallelism().ok().map(|n| n.get() as u64),
-        precision: "f32".into(),
+        precision: precision::name(facts.stage.opened.precision).into(),
         stages: [
             part("measuring before", facts.before.map(|m| m.seconds)),
             part("training", outcome.map(|o| o.seconds)),

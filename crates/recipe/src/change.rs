@@ -1,6 +1,7 @@
 //! How far every weight moved: the difference of folded and plain weights, site by site.
 
 use luthier_core::{Policy, Result, SiteInfo};
+use luthier_kernels::tensor;
 use luthier_params::{Bound, Kind};
 use luthier_probe::delta::{Change, Changed, DeltaReport, measure};
 
@@ -23,7 +24,7 @@ pub fn changes(bound: &Bound, opened: &Opened) -> Result<DeltaReport> {
                 let module = s.module.as_deref().unwrap_or_default();
                 bound.vars.iter().any(|(name, _)| name == &format!("{module}.weight"))
             });
-            learned.map(|site| dense(&bound.policy, opened, site)).collect::<Result<_>>()?
+            learned.map(|site| learned_site(bound, opened, site)).collect::<Result<_>>()?
         }
     };
     measure(&changed)
@@ -41,6 +42,15 @@ fn low_rank(bound: &Bound, opened: &Opened, site: &SiteInfo, scale: f64) -> Resu
         _ => return dense(&bound.policy, opened, site),
     };
     Ok(Changed { name: site.name.clone(), base, change })
+}
+
+/// Against the weight as its file has it: what is held may be rounded, and is learned in place.
+fn learned_site(bound: &Bound, opened: &Opened, site: &SiteInfo) -> Result<Changed> {
+    let now = bound.policy.model.affine(site.id)?.w_oi;
+    let name = format!("{}.weight", site.module.as_deref().unwrap_or(&site.name));
+    let base = tensor::from_vec(opened.exact(&name)?, now.dims())?;
+    let change = Change::Dense((now - &base)?);
+    Ok(Changed { name: site.name.clone(), base: Some(base), change })
 }
 
 fn dense(policy: &Policy, opened: &Opened, site: &SiteInfo) -> Result<Changed> {

@@ -23,7 +23,14 @@ pub fn trained(bound: &Bound, opened: &Opened, dir: &Path) -> Result<Vec<PathBuf
             peft::save(dir, lora, &bound.vars, opened.model.sites(), &base)?;
             Ok([peft::CONFIG, peft::WEIGHTS, "README.md"].iter().map(|f| dir.join(f)).collect())
         }
-        Kind::Full(_) => merged(&bound.policy, opened, SaveDtype::F32, dir),
+        Kind::Full(_) => {
+            // What did not learn comes from the file: a model may hold it rounded.
+            let load = |name: &str| match bound.vars.iter().find(|(var, _)| var == name) {
+                Some((_, var)) => Ok(var.flatten_all()?.to_vec1::<f32>()?),
+                None => opened.exact(name),
+            };
+            write(&opened.config, opened, SaveDtype::F32, dir, load)
+        }
     }
 }
 
@@ -43,9 +50,19 @@ pub fn merged(
         config.raw.insert("tie_word_embeddings".into(), false.into());
     }
     refuse_unfoldable(model, hooks)?;
-    let list = tensors(&config);
-    let load = |name: &str| tensor(model, hooks, name);
-    let mut files = save_hf(dir, &config, &list, load, &Save { dtype, ..Save::default() })?;
+    write(&config, opened, dtype, dir, |name| tensor(model, hooks, name))
+}
+
+/// A model's folder from its tensors by name.
+fn write(
+    config: &ModelConfig,
+    opened: &Opened,
+    dtype: SaveDtype,
+    dir: &Path,
+    load: impl FnMut(&str) -> Result<Vec<f32>>,
+) -> Result<Vec<PathBuf>> {
+    let list = tensors(config);
+    let mut files = save_hf(dir, config, &list, load, &Save { dtype, ..Save::default() })?;
     opened.tokenizer.save(dir)?;
     let text = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
     files.extend(text.iter().map(|f| dir.join(f)).filter(|f| f.exists()));

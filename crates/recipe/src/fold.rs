@@ -6,7 +6,7 @@ use std::{
 };
 
 use luthier_core::{Error, Policy, Result, Rows, Seed};
-use luthier_model::{Decoder, Source, save::SaveDtype};
+use luthier_model::{Decoder, Precision, Source, save::SaveDtype};
 use serde::Serialize;
 
 use crate::{export, open::Opened};
@@ -33,13 +33,18 @@ const PROBE: [usize; 3] = [96, 17, 1];
 
 /// Folds the adapter in `adapter` into `opened` and writes the result to `out`.
 pub fn fold(opened: &Opened, adapter: &Path, dtype: SaveDtype, out: &Path) -> Result<Folded> {
+    if opened.precision != Precision::F32 {
+        // Its weights are rounded, and would be written so.
+        let what = "is open for products in bf16, folding needs f32";
+        return Err(Error::failed(&opened.name, what));
+    }
     if out.exists() && out.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(Error::input(out.display().to_string(), "the output folder is not empty")
             .hint("name a new folder"));
     }
     let bound = opened.with_adapter(adapter)?;
     let files = export::merged(&bound.policy, opened, dtype, out)?;
-    let again = Decoder::load(&Source::open(out)?, |_, _| ())?;
+    let again = Decoder::load(&Source::open(out)?, Precision::F32, |_, _| ())?;
     let (max_logit_difference, max_logit, tokens) =
         compare(&bound.policy, &Policy::plain(Arc::new(again)))?;
     Ok(Folded { model: out.to_path_buf(), files, dtype, max_logit_difference, max_logit, tokens })

@@ -6,9 +6,12 @@ pub mod evaluate;
 pub mod export;
 pub mod fold;
 pub mod manifest;
+pub mod memory;
 pub mod methods;
 pub mod open;
+mod overrides;
 pub mod plan;
+pub mod precision;
 pub mod prepare;
 pub mod quickstart;
 pub mod report;
@@ -18,4 +21,5 @@ pub mod text;
 pub mod training;
 
 pub use open::{Opened, open};
+pub use precision::Precision;
 pub use schema::Recipe;

@@ -41,6 +41,8 @@ pub struct Manifest {
     pub recipe_sha256: String,
     /// The seed of all randomness.
     pub seed: u64,
+    /// The arithmetic of matrix products that was in use: `f32` or `bf16`.
+    pub precision: String,
     /// What went in.
     pub inputs: Vec<Input>,
     /// What came out.

@@ -6,8 +6,11 @@ use std::{
 };
 
 use luthier_core::{Model, Policy, Result};
+use luthier_kernels::num;
 use luthier_model::{Decoder, ModelConfig, Source, Tokenizer, decoder::parameters, pull};
 use luthier_params::{Bound, peft};
+
+use crate::precision::Precision;
 
 /// A model ready to run.
 pub struct Opened {
@@ -17,6 +20,8 @@ pub struct Opened {
     pub path: PathBuf,
     /// The weights and forward pass.
     pub model: Arc<dyn Model>,
+    /// The arithmetic of its matrix products, in which the weights are held too.
+    pub precision: num::Precision,
     /// Sizes and switches.
     pub config: ModelConfig,
     /// Text to tokens and back.
@@ -25,14 +30,18 @@ pub struct Opened {
     pub sha256: String,
     /// Number of weights.
     pub parameters: u64,
+    /// The file or folder, for the weights as they are written there.
+    source: Source,
 }
 
-/// Finds `name` (built-in, hub id, folder, file), fetching it if needed, and loads it.
-pub fn open(name: &str) -> Result<Opened> {
+/// Finds `name` (built-in, hub id, folder, file), fetching it if needed, and loads it. What writes
+/// weights of the model asks for [`Precision::F32`].
+pub fn open(name: &str, precision: Precision) -> Result<Opened> {
     let path = find(name)?;
     let source = Source::open(&path)?;
     let tokenizer = Arc::new(Tokenizer::open(&path)?);
-    let decoder = Decoder::load(&source, |_, _| ())?;
+    let precision = precision.resolve();
+    let decoder = Decoder::load(&source, precision, |_, _| ())?;
     let config = source.config().clone();
     Ok(Opened {
         name: name.to_string(),
@@ -40,8 +49,10 @@ pub fn open(name: &str) -> Result<Opened> {
         parameters: parameters(decoder.sites(), config.tied),
         sha256: source.sha256()?.to_string(),
         model: Arc::new(decoder),
+        precision,
         config,
         tokenizer,
+        source,
     })
 }
 
@@ -64,5 +75,10 @@ impl Opened {
             Some(dir) => self.with_adapter(dir)?.policy,
             None => Policy::plain(self.model.clone()),
         })
+    }
+
+    /// A weight by its Hugging Face name as the file has it, whatever the model's precision.
+    pub fn exact(&self, name: &str) -> Result<Vec<f32>> {
+        self.source.load_f32(name)
     }
 }

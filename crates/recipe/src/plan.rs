@@ -6,7 +6,7 @@ use luthier_core::Result;
 use luthier_train::{estimate::Memory, run, step::Step};
 use serde::Serialize;
 
-use crate::{export, prepare::Counts, training::Stage};
+use crate::{export, precision, prepare::Counts, training::Stage};
 
 /// The facts of a plan.
 #[derive(Clone, Debug, Serialize)]
@@ -29,6 +29,8 @@ pub struct Plan {
     pub steps: usize,
     /// Tokens read over all epochs.
     pub tokens: u64,
+    /// The arithmetic of matrix products.
+    pub precision: &'static str,
     /// Whether block activations are kept.
     pub keep_activations: bool,
     /// Peak memory by what takes it.
@@ -97,6 +99,7 @@ pub fn plan(stage: &Stage) -> Result<Plan> {
         params,
         steps: steps as usize,
         tokens,
+        precision: precision::name(stage.opened.precision),
         keep_activations: stage.keep,
         peak_bytes: stage.memory.total(),
         memory: stage.memory,
@@ -203,10 +206,11 @@ impl Plan {
             ));
         }
         line(format!(
-            "├─ work       {} steps, {} tokens; activations {}",
+            "├─ work       {} steps, {} tokens; activations {}, products in {}",
             self.steps,
             grouped(self.tokens),
-            if self.keep_activations { "kept" } else { "recomputed" }
+            if self.keep_activations { "kept" } else { "recomputed" },
+            self.precision
         ));
         let m = &self.memory;
         line(format!(

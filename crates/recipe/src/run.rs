@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use luthier_core::{Error, Policy, Result, Table, io};
+use luthier_kernels::num::Precision;
 use luthier_params::Bound;
 use luthier_probe::{
     metric::{Kind as Metric, NllReport},
@@ -17,7 +18,7 @@ use crate::{
     evaluate::{self, Evaluated, Likelihood, Limits},
     manifest::MANIFEST,
     open::Opened,
-    prepare, report,
+    precision, prepare, report,
     schema::{Eval, Recipe},
     training::{Circumstances, RECIPE, Stage, check_out},
 };
@@ -73,10 +74,11 @@ impl Measure {
         Ok(Some(Measure { eval, metric, task, general, max_length: recipe.data.max_length }))
     }
 
-    fn key(&self, model: &str) -> String {
+    fn key(&self, model: &str, precision: Precision) -> String {
         let hash = |t: &Option<Table>| t.as_ref().map_or(String::new(), |t| t.sha256.clone());
         let text = format!(
-            "{model} {:?} {} {} {} {}",
+            "{model} {} {:?} {} {} {} {}",
+            precision::name(precision),
             self.metric,
             self.eval.max_new_tokens,
             hash(&self.task),
@@ -95,7 +97,7 @@ impl Measure {
         file: &Path,
         say: Say,
     ) -> Result<Measured> {
-        let key = self.key(id);
+        let key = self.key(id, opened.precision);
         if file.is_file() {
             let known: Measured = io::read_json(file)?;
             if known.key == key {
@@ -135,7 +137,7 @@ impl Measure {
 }
 
 /// Told how many answers are there, of how many.
-pub type Say<'a> = &'a dyn Fn(usize, usize);
+pub type Say<'a> = &'a (dyn Fn(usize, usize) + Sync);
 
 /// Where a run directory stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,7 +10,9 @@ use luthier_data::{Kind as DataStep, Overlength, ReadOptions};
 use luthier_model::render::LossOn;
 use luthier_train::Train;
 use serde::{Deserialize, Serialize};
-use toml::{Table, Value};
+use toml::Table;
+
+use crate::{overrides, precision::Precision};
 
 /// A whole recipe.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -36,6 +38,8 @@ pub struct Recipe {
 pub struct Models {
     /// The model that is trained: a built-in name, a hub id, a folder or a GGUF file.
     pub policy: String,
+    /// The arithmetic of matrix products.
+    pub precision: Precision,
 }
 
 /// One path or several.
@@ -162,33 +166,21 @@ impl Recipe {
 
     /// The same with every default written out.
     pub fn resolved(mut self) -> Self {
-        self.train = self.train.map(|mut train| {
-            train.params = train.params.with_defaults();
-            train.loss = train.loss.with_defaults();
-            train.update = train.update.with_defaults();
-            train
-        });
+        self.train = self.train.map(Train::with_defaults);
         self
     }
 
     /// Applies `key=value` overrides. A key is a dotted path, or any end of one that is unique:
     /// `learning_rate=1e-4`.
-    pub fn with(self, overrides: &[String]) -> Result<Self> {
-        if overrides.is_empty() {
+    pub fn with(self, given: &[String]) -> Result<Self> {
+        if given.is_empty() {
             return Ok(self);
         }
-        let known = leaves(&self.clone().resolved().table()?);
         let mut table = self.table()?;
-        for given in overrides {
-            let Some((key, value)) = given.split_once('=') else {
-                return Err(Error::input(given, "expected key=value"));
-            };
-            let path = full_path(key.trim(), &known)?;
-            set(&mut table, &path, value_of(value.trim()), given)?;
-        }
+        overrides::apply(&mut table, &self.clone().resolved().table()?, given)?;
         let text = toml::to_string(&table)
             .map_err(|e| Error::failed("recipe", format!("cannot be written: {e}")))?;
-        Recipe::parse(&text, &format!("overrides {}", overrides.join(" ")))
+        Recipe::parse(&text, &format!("overrides {}", given.join(" ")))
     }
 
     fn table(&self) -> Result<Table> {
@@ -212,109 +204,6 @@ fn unusable(e: &toml::de::Error, at: &str) -> Error {
         Some(got) if e.message().starts_with("unknown") => error.hint(suggest(got, quoted)),
         _ => error,
     }
-}
-
-/// Keys that are absent from a resolved recipe because they have no default.
-const OPTIONAL: &[&str] = &[
-    "data.train",
-    "data.eval",
-    "eval.data",
-    "eval.general",
-    "train.max_steps",
-    "train.micro_tokens",
-    "train.save_total_limit",
-    "train.early_stopping_patience",
-    "train.continue_from",
-    "data.read.layout",
-    "data.read.form",
-    "data.read.system",
-];
-
-/// Dotted paths of all settings in a table.
-fn leaves(table: &Table) -> Vec<String> {
-    let mut all: Vec<String> = OPTIONAL.iter().map(|k| k.to_string()).collect();
-    fn walk(prefix: &str, table: &Table, all: &mut Vec<String>) {
-        for (key, value) in table {
-            let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
-            match value {
-                Value::Table(inner) => walk(&path, inner, all),
-                _ => all.push(path),
-            }
-        }
-    }
-    walk("", table, &mut all);
-    all.sort();
-    all.dedup();
-    all
-}
-
-/// `schedule.constant` → `train.update.schedule.constant`, when one known table ends in the key's
-/// first part.
-fn below_table(key: &str, known: &[String]) -> Option<String> {
-    let (first, rest) = key.split_once('.')?;
-    let inside = |path: &String| {
-        let at = path.find(&format!(".{first}."))?;
-        Some(path[..at + 1 + first.len()].to_string())
-    };
-    let mut tables: Vec<String> = known.iter().filter_map(inside).collect();
-    tables.sort();
-    tables.dedup();
-    match tables.as_slice() {
-        [one] => Some(format!("{one}.{rest}")),
-        _ => None,
-    }
-}
-
-/// The one known path that is `key` or ends in it. A dotted key that is no end of a known one may
-/// name a method that the recipe does not use yet: it is looked for below a known table, and else
-/// taken as a full path.
-fn full_path(key: &str, known: &[String]) -> Result<String> {
-    if known.iter().any(|k| k == key) {
-        return Ok(key.to_string());
-    }
-    let ends: Vec<&String> = known.iter().filter(|k| k.ends_with(&format!(".{key}"))).collect();
-    match ends.as_slice() {
-        [one] => Ok(one.to_string()),
-        [] if key.contains('.') => Ok(below_table(key, known).unwrap_or_else(|| key.to_string())),
-        [] => {
-            let last = known.iter().map(|k| k.rsplit('.').next().unwrap_or(k));
-            Err(Error::input(key, "no setting of this recipe has this name")
-                .hint(suggest(key, last)))
-        }
-        several => {
-            let list: Vec<&str> = several.iter().map(|k| k.as_str()).collect();
-            Err(Error::input(key, format!("could be {}", list.join(" or ")))
-                .hint("write more of the path"))
-        }
-    }
-}
-
-/// A TOML value, or the text itself where it is none.
-fn value_of(text: &str) -> Value {
-    match toml::from_str::<Table>(&format!("v = {text}")) {
-        Ok(mut table) => table.remove("v").unwrap_or_else(|| Value::String(text.into())),
-        Err(_) => Value::String(text.to_string()),
-    }
-}
-
-fn set(table: &mut Table, path: &str, value: Value, given: &str) -> Result<()> {
-    let mut parts: Vec<&str> = path.split('.').collect();
-    let last = parts.pop().unwrap_or(path);
-    let mut here = table;
-    for part in parts {
-        let next = here.entry(part).or_insert_with(|| Value::Table(Table::new()));
-        let Value::Table(inner) = next else {
-            return Err(Error::input(given, format!("`{part}` is a value, not a table")));
-        };
-        here = inner;
-    }
-    // A whole number is fine where a fraction is expected.
-    let value = match (here.get(last), value) {
-        (Some(Value::Float(_)), Value::Integer(i)) => Value::Float(i as f64),
-        (_, value) => value,
-    };
-    here.insert(last.to_string(), value);
-    Ok(())
 }
 
 /// Paths given on the command line, against the folder the user stands in.
@@ -347,6 +236,33 @@ mod tests {
         assert!(error.contains("did you mean learning_rate"), "{error}");
         let error = recipe.with(&["train.epochs=\"x\"".into()]).unwrap_err().to_string();
         assert!(error.contains("invalid type"), "{error}");
+    }
+
+    #[test]
+    fn an_override_of_the_size_of_a_step_replaces_the_recipes() {
+        let text = "[train]\nbatch_tokens = 512\n";
+        let recipe = Recipe::parse(text, "r").unwrap();
+        let train = |set: &[&str]| {
+            let set: Vec<String> = set.iter().map(|s| s.to_string()).collect();
+            recipe.clone().with(&set).unwrap().resolved().train.unwrap()
+        };
+        assert_eq!(train(&["batch_tokens=64"]).batch_tokens, Some(64));
+        let rows = train(&["batch_size=4"]);
+        assert_eq!((rows.batch_size, rows.batch_tokens), (Some(4), None));
+        rows.check().unwrap();
+        assert!(train(&["batch_size=4", "batch_tokens=64"]).check().is_err());
+        let both = Recipe::parse("[train]\nbatch_tokens = 512\nbatch_size = 8\n", "r").unwrap();
+        assert!(both.resolved().train.unwrap().check().is_err());
+    }
+
+    #[test]
+    fn precision_is_set_by_its_name_and_checked() {
+        let recipe = Recipe::parse(SMALL, "r").unwrap();
+        assert_eq!(recipe.models.precision, Precision::Auto);
+        let set = |text: &str| recipe.clone().with(&[text.to_string()]);
+        assert_eq!(set("precision=f32").unwrap().models.precision, Precision::F32);
+        let error = set("precision=bf61").unwrap_err().to_string();
+        assert!(error.contains("bf61") && error.contains("did you mean bf16"), "{error}");
     }
 
     #[test]

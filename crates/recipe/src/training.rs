@@ -6,21 +6,23 @@ use std::{
 };
 
 use luthier_core::{Error, Result, Row, Seed, StateDict, io};
-use luthier_data::Plan;
+use luthier_data::{Order, Plan, Size};
 use luthier_decode::{Generate, generate};
+use luthier_kernels::{num::Precision, tensor};
 use luthier_model::render::generation_prompt;
 use luthier_params::{Bound, Kind};
 use luthier_train::{
-    Activation, Job, Outcome, Stopped, Train, checkpoint,
-    estimate::{self, Memory, Sizes},
+    Job, Outcome, Stopped, Train, checkpoint,
+    estimate::Memory,
     log::{self, Sample},
-    order::{micro_batches, shards},
 };
 
 use crate::{
     export,
     manifest::{self, Input, Manifest},
+    memory,
     open::Opened,
+    precision,
     prepare::{self, Prepared},
     schema::Recipe,
     text::Text,
@@ -44,7 +46,7 @@ pub struct Stage {
     pub recipe: Recipe,
     /// Its `[train]` table.
     pub config: Train,
-    /// The base model.
+    /// The base model; its weights are those that learn when they all do.
     pub opened: Opened,
     /// Training rows.
     pub train: Prepared,
@@ -84,29 +86,44 @@ impl Stage {
             return Err(Error::input("models.policy", "missing: which model is trained?")
                 .hint("models.policy = \"smollm2-135m-instruct\", or --model"));
         }
-        let opened = crate::open::open(&recipe.models.policy)?;
+        let opened = crate::open::open(&recipe.models.policy, recipe.models.precision)?;
         Stage::with(recipe, config, opened)
     }
 
     /// The same on a model that is already open.
-    pub fn with(recipe: Recipe, config: Train, opened: Opened) -> Result<Self> {
+    pub fn with(recipe: Recipe, config: Train, mut opened: Opened) -> Result<Self> {
         let seed = Seed(config.seed);
         let (train, eval) = prepare::both(&recipe.data, &opened.tokenizer, seed)?;
         for row in train.rows.iter().chain(eval.iter().flat_map(|e| &e.rows)) {
             luthier_core::Batch::from_rows([row]).check_vocab(opened.model.vocab())?;
         }
         let bound = config.params.bind(&opened.model, seed.split("params"))?;
-        if let Some(from) = &config.continue_from {
-            continue_from(&bound, &opened, Path::new(from))?;
+        let full = matches!(bound.kind, Kind::Full(_));
+        if full {
+            begin_exactly(&bound, &opened)?;
+        }
+        match &config.continue_from {
+            Some(from) => continue_from(&bound, &opened, Path::new(from))?,
+            // The frozen twins of what learns are not needed any more.
+            None if full => opened.model = bound.policy.model.clone(),
+            None => {}
         }
         let plan = Plan {
             lengths: train.rows.iter().map(Row::len).collect(),
-            batch_tokens: config.batch_tokens,
+            size: match (config.batch_size, config.batch_tokens) {
+                (Some(rows), _) => Size::Rows(rows),
+                (None, Some(tokens)) => Size::Tokens(tokens),
+                (None, None) => return Err(Error::failed("train", "the recipe is not resolved")),
+            },
             seed: seed.split("order"),
-            group_by_length: config.group_by_length,
+            order: match (config.shuffle, config.group_by_length) {
+                (false, _) => Order::File,
+                (true, true) => Order::Grouped,
+                (true, false) => Order::Shuffled,
+            },
         };
-        let (keep, memory) = memory(&config, &opened, &bound, &train.rows, &plan)?;
-        let shards = most_shards(&opened, &bound);
+        let (keep, memory) = memory::plan(&config, &opened, &bound, &train.rows, &plan);
+        let shards = memory::most_shards(&opened, &bound);
         Ok(Stage { recipe, config, opened, train, eval, bound, plan, keep, shards, memory })
     }
 
@@ -114,6 +131,7 @@ impl Stage {
     pub fn fingerprint(&self) -> Result<String> {
         let mut recipe = self.recipe.clone();
         recipe.models.policy = self.opened.sha256.clone();
+        recipe.models.precision = self.opened.precision.into();
         recipe.data.train = None;
         recipe.data.eval = None;
         recipe.eval = None;
@@ -195,6 +213,7 @@ impl Stage {
             command: command.into(),
             recipe_sha256: io::sha256(recipe.as_bytes()),
             seed: self.config.seed,
+            precision: precision::name(self.opened.precision).into(),
             inputs,
             outputs: manifest::outputs(out, files.iter().map(PathBuf::as_path))?,
             metrics,
@@ -248,6 +267,17 @@ pub fn check_out(out: &Path, resume: bool) -> Result<()> {
     }
 }
 
+/// Weights that learn begin as the file has them, not as a model in bf16 holds them.
+fn begin_exactly(bound: &Bound, opened: &Opened) -> Result<()> {
+    if opened.precision == Precision::F32 {
+        return Ok(());
+    }
+    for (name, var) in &bound.vars {
+        var.set(&tensor::from_vec(opened.exact(name)?, var.dims())?)?;
+    }
+    Ok(())
+}
+
 /// Takes the weights, and only the weights, of an adapter or a checkpoint.
 fn continue_from(bound: &Bound, opened: &Opened, from: &Path) -> Result<()> {
     let trained = from.join("trained.safetensors");
@@ -256,65 +286,4 @@ fn continue_from(bound: &Bound, opened: &Opened, from: &Path) -> Result<()> {
     }
     let saved = opened.with_adapter(from)?;
     checkpoint::restore(&bound.vars, &checkpoint::snapshot(&saved.vars), from)
-}
-
-/// Each shard holds gradients of its own: together they may take half of the model's size.
-fn most_shards(opened: &Opened, bound: &Bound) -> usize {
-    let trainable: u64 = bound.vars.iter().map(|(_, v)| v.elem_count() as u64).sum();
-    (opened.parameters / 2 / trainable.max(1)).clamp(1, 64) as usize
-}
-
-/// Decides whether activations are kept, and estimates the peak.
-fn memory(
-    config: &Train,
-    opened: &Opened,
-    bound: &Bound,
-    rows: &[Row],
-    plan: &Plan,
-) -> Result<(bool, Memory)> {
-    let trainable: u64 = bound.vars.iter().map(|(_, v)| v.elem_count() as u64).sum();
-    let most = most_shards(opened, bound);
-    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-    // Tokens and trained tokens of the shards that run side by side, and how many shards there are.
-    let mut largest = (0, 0, 0);
-    for step in plan.epoch(0) {
-        for micro in micro_batches(&step, rows, config.micro_tokens()) {
-            let shards = shards(&micro, rows, most);
-            let live = shards.iter().take(cores).flatten();
-            let (tokens, trained) = live.fold((0, 0), |(tokens, trained), i| {
-                (tokens + rows[*i].len() as u64, trained + rows[*i].trained() as u64)
-            });
-            largest = largest.max((tokens, trained, shards.len() as u64));
-        }
-    }
-    let full = matches!(bound.kind, Kind::Full(_));
-    let sizes = |keep| Sizes {
-        parameters: opened.parameters,
-        trainable,
-        in_place: if full { trainable } else { 0 },
-        largest: bound.vars.iter().map(|(_, v)| v.elem_count() as u64).max().unwrap_or(0),
-        live_tokens: largest.0,
-        live_trained: largest.1,
-        shards: largest.2,
-        buffers: config.update.check().map_or(2, |plan| plan.state.len() as u64),
-        keep,
-    };
-    // Each hooked linear adds its low-rank sum to the kept values.
-    let per_layer = opened.model.n_layers().max(1) as u64;
-    let hooked = bound.policy.hooks.sites().filter_map(|id| opened.model.sites().info(id).linear());
-    let adapted = hooked.map(|(_, o)| 2 * o as u64).sum::<u64>() / per_layer;
-    let of = |keep| estimate::memory(opened.model.as_ref(), sizes(keep), adapted);
-    let keep = match config.activation {
-        Activation::Keep => true,
-        Activation::Recompute => false,
-        Activation::Auto => available_memory().is_none_or(|room| of(true).total() < room / 10 * 6),
-    };
-    Ok((keep, of(keep)))
-}
-
-/// Memory the system could give, where it tells.
-fn available_memory() -> Option<u64> {
-    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = info.lines().find(|l| l.starts_with("MemAvailable:"))?;
-    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
 }

@@ -133,6 +133,9 @@ fn answers_are_greedy_and_judged_in_table_order() {
     let want: Vec<f64> = (0..20).map(|i| f64::from(u8::from(i % 3 == 0))).collect();
     assert_eq!(got.outcomes, want);
     assert_eq!(got.score.value, 7.0 / 20.0);
+    let asked = examples.iter().map(|e| generation_prompt(e, &tokenizer).unwrap().len());
+    assert_eq!(got.tokens_read - got.tokens_new, asked.sum::<usize>());
+    assert!(got.tokens_new > 20 && got.tokens_new <= 20 * 12);
     for (row, example) in got.answers.iter().zip(&examples) {
         assert_eq!(row.answer, greedy(example));
         assert_eq!(row.prompt, example.prompt[0].content);
@@ -191,6 +194,35 @@ fn plain_text_is_measured_once_per_token_in_windows() {
     let metric = evaluate(&policy, &tokenizer, &table, &nll, &limits, &mut |_, _| ()).unwrap();
     assert_eq!((metric.score.value, metric.score.n), (got.report.nll, 5));
     assert!(metric.score.ci95[0] < metric.score.value && metric.score.value < metric.score.ci95[1]);
+}
+
+#[test]
+fn passes_side_by_side_change_neither_order_nor_a_bit() {
+    let (policy, tokenizer) = (policy(9), Tokenizer::bytes());
+    // More than three passes; lengths and words differ, so that a mistaken order would show.
+    let examples = (0..40).map(|i| {
+        let text = format!("{i} ").repeat(60 + (i * 29) % 120);
+        let mut example = chat(i + 1, "", &text);
+        (example.prompt, example.form) = (Vec::new(), Form::Raw);
+        example
+    });
+    let table = table(examples.collect());
+    let on = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| general(&policy, &tokenizer, &table, 1024).unwrap())
+    };
+    let got = on(1);
+    assert_eq!(got, on(2));
+    assert_eq!(got, on(5));
+    assert!(got.tokens_read > 3 * 4096 && got.tokens_read == got.report.tokens);
+    assert!(got.rows.iter().map(|row| row.example).eq(0..40));
+    for (row, example) in got.rows.iter().zip(&table.examples) {
+        let ids = tokenizer.encode(example.completions[0].text()).unwrap();
+        let want = -naive_logps(&policy, &ids).iter().sum::<f64>();
+        assert!((row.sum - want).abs() < 1e-5 * want, "{}: {} {want}", row.example, row.sum);
+    }
+    let metric = run(&policy, &table, &Kind::Nll(Nll {}));
+    assert_eq!(metric.tokens_read, got.tokens_read);
 }
 
 #[test]

@@ -1,15 +1,15 @@
 //! Layer by layer: forward once, then backward block by block with a graph one block deep.
 //!
-//! Each block starts from a detached input. To pull a gradient `dy` through block `l` we
-//! back-propagate the scalar `Σ y·dy`, read the gradient of the block's input, and drop the graph.
-//! Whether a block's graph is kept from the forward pass or built again from its input changes
-//! memory and time, never a bit of the result. Blocks below the lowest learned parameter get no
-//! backward at all.
+//! A model that has a backward pass of its own for a block gives a [`Tape`]. Otherwise the block
+//! starts from a detached input, and to pull a gradient `dy` through it we back-propagate the scalar
+//! `Σ y·dy`, read the gradient of the block's input, and drop the graph. Whether tape or graph is
+//! kept from the forward pass or made again from the block's input changes memory and time, never a
+//! bit of the result. Blocks below the lowest learned parameter get no backward at all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
-use candle_core::{Tensor, Var, backprop::GradStore};
-use luthier_core::{Batch, Ctx, Head, Result, Seed};
+use candle_core::{Tensor, TensorId, Var, backprop::GradStore};
+use luthier_core::{Batch, Ctx, Head, Model, Result, Seed, Tape};
 use luthier_loss::Log;
 use serde::{Deserialize, Serialize};
 
@@ -41,11 +41,31 @@ pub struct Share {
 }
 
 /// What is kept of a block that the backward pass will visit.
-struct Kept {
+enum Kept {
+    /// What the model's own backward pass needs.
+    Tape(Box<dyn Tape>),
+    /// The input as a graph leaf and the output with its graph.
+    Graph(Leaf, Tensor),
+    /// The input: the rest is computed again.
+    Input(Tensor),
+}
+
+/// One block forward. There is nothing to pull back when nothing in it learns and, by `below`,
+/// nothing under it.
+fn block(
+    model: &dyn Model,
     layer: usize,
-    input: Tensor,
-    /// The input as a graph leaf and the output with its graph, unless recomputed.
-    graph: Option<(Leaf, Tensor)>,
+    h_nd: &Tensor,
+    below: bool,
+    ctx: &mut Ctx,
+) -> Result<(Tensor, Option<Kept>)> {
+    if let Some((y_nd, tape)) = model.tape(layer, h_nd, below, ctx)? {
+        return Ok((y_nd, tape.map(Kept::Tape)));
+    }
+    let leaf = Leaf::new(h_nd, below)?;
+    let y_nd = model.block(layer, leaf.0.clone(), ctx)?;
+    let kept = y_nd.track_op().then(|| Kept::Graph(leaf, y_nd.clone()));
+    Ok((y_nd.detach(), kept))
 }
 
 /// A block's input: a variable where a gradient must flow further down, else a plain tensor.
@@ -77,14 +97,12 @@ impl Step<'_> {
         // Whether anything learned has been met on the way up.
         let mut learned_below = embedded.track_op();
         let mut h_nd = embedded.detach();
-        let mut kept: Vec<Kept> = Vec::new();
+        let mut kept: Vec<(usize, Kept)> = Vec::new();
         for layer in 0..model.n_layers() {
-            let leaf = Leaf::new(&h_nd, learned_below)?;
-            let y_nd = model.block(layer, leaf.0.clone(), &mut ctx)?;
-            let input = h_nd;
-            h_nd = y_nd.detach();
-            if y_nd.track_op() {
-                kept.push(Kept { layer, input, graph: self.keep.then_some((leaf, y_nd)) });
+            let (y_nd, new) = block(model, layer, &h_nd, learned_below, &mut ctx)?;
+            let input = std::mem::replace(&mut h_nd, y_nd);
+            if let Some(new) = new {
+                kept.push((layer, if self.keep { new } else { Kept::Input(input) }));
                 learned_below = true;
             }
         }
@@ -101,20 +119,31 @@ impl Step<'_> {
         let Some(mut dy_nd) = store.get(&leaf.0).cloned() else { return Ok(share) };
 
         let lowest_needs_gradient = embedded.track_op();
-        while let Some(Kept { layer, input, graph }) = kept.pop() {
+        let names: HashMap<TensorId, &str> =
+            self.vars.iter().map(|(name, var)| (var.as_tensor().id(), name.as_str())).collect();
+        while let Some((layer, mut it)) = kept.pop() {
             let needs_gradient = !kept.is_empty() || lowest_needs_gradient;
-            let (leaf, y_nd) = match graph {
-                Some(graph) => graph,
-                None => {
-                    let leaf = Leaf::new(&input, needs_gradient)?;
-                    let y_nd = model.block(layer, leaf.0.clone(), &mut ctx)?;
-                    (leaf, y_nd)
+            if let Kept::Input(input) = &it {
+                let (_, again) = block(model, layer, input, needs_gradient, &mut ctx)?;
+                let Some(again) = again else { return Ok(share) };
+                it = again;
+            }
+            let dx_nd = match it {
+                Kept::Tape(tape) => tape.backward(&dy_nd, needs_gradient, &mut |var, new| {
+                    match names.get(&var.id()) {
+                        Some(name) => add(gradients, name, new),
+                        None => Ok(()),
+                    }
+                })?,
+                Kept::Graph(leaf, y_nd) => {
+                    let store = (y_nd * &dy_nd)?.sum_all()?.backward()?;
+                    collect(self.vars, &store, gradients)?;
+                    store.get(&leaf.0).cloned()
                 }
+                Kept::Input(_) => None,
             };
-            let store = (y_nd * &dy_nd)?.sum_all()?.backward()?;
-            collect(self.vars, &store, gradients)?;
-            match store.get(&leaf.0) {
-                Some(dx_nd) if needs_gradient => dy_nd = dx_nd.clone(),
+            match dx_nd {
+                Some(dx_nd) if needs_gradient => dy_nd = dx_nd,
                 _ => return Ok(share),
             }
         }
@@ -128,12 +157,18 @@ impl Step<'_> {
 
 fn collect(vars: &[(String, Var)], store: &GradStore, gradients: &mut Gradients) -> Result<()> {
     for (name, var) in vars {
-        let Some(new) = store.get(var.as_tensor()) else { continue };
-        let sum = match gradients.get(name) {
-            Some(old) => (old + new)?,
-            None => new.clone(),
-        };
-        gradients.insert(name.clone(), sum);
+        if let Some(new) = store.get(var.as_tensor()) {
+            add(gradients, name, new.clone())?;
+        }
     }
+    Ok(())
+}
+
+fn add(gradients: &mut Gradients, name: &str, new: Tensor) -> Result<()> {
+    let sum = match gradients.get(name) {
+        Some(old) => (old + new)?,
+        None => new,
+    };
+    gradients.insert(name.to_string(), sum);
     Ok(())
 }

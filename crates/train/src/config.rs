@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::backward::Activation;
 
+/// Tokens of a step when nobody says how large it is, and of a pass of a step that is counted in rows.
+const BATCH_TOKENS: usize = 4096;
+
 /// The training stage of a recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -17,11 +20,17 @@ pub struct Train {
     /// Stops after this many optimizer steps, whatever `epochs` says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_steps: Option<u64>,
-    /// Tokens of one optimizer step (at least one row).
-    pub batch_tokens: usize,
+    /// Rows of one optimizer step, whatever their length. Instead of `batch_tokens`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batch_size: Option<usize>,
+    /// Tokens of one optimizer step (at least one row); 4096 unless `batch_size` is given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batch_tokens: Option<usize>,
     /// Tokens of one forward pass; smaller needs less memory and changes nothing but rounding.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub micro_tokens: Option<usize>,
+    /// Whether every epoch has an order of its own; otherwise rows come as in the file.
+    pub shuffle: bool,
     /// Whether rows of like length share a step.
     pub group_by_length: bool,
     /// Steps between evaluations; 0 evaluates at the end only.
@@ -65,8 +74,10 @@ impl Default for Train {
         Train {
             epochs: 1.0,
             max_steps: None,
-            batch_tokens: 4096,
+            batch_size: None,
+            batch_tokens: None,
             micro_tokens: None,
+            shuffle: true,
             group_by_length: false,
             eval_steps: 0,
             save_steps: 0,
@@ -98,10 +109,25 @@ impl Train {
             }
         };
         positive("epochs", self.epochs.is_finite() && self.epochs > 0.0, &self.epochs)?;
-        positive("batch_tokens", self.batch_tokens > 0, &self.batch_tokens)?;
         positive("logging_steps", self.logging_steps > 0, &self.logging_steps)?;
-        if let Some(micro) = self.micro_tokens {
-            positive("micro_tokens", micro > 0, &micro)?;
+        let sizes = [
+            ("batch_size", self.batch_size),
+            ("batch_tokens", self.batch_tokens),
+            ("micro_tokens", self.micro_tokens),
+        ];
+        for (key, size) in sizes {
+            positive(key, size != Some(0), &0)?;
+        }
+        if let (Some(rows), Some(tokens)) = (self.batch_size, self.batch_tokens) {
+            let what = format!(
+                "{rows} rows, and train.batch_tokens: {tokens} tokens, both say how large a step is"
+            );
+            return Err(Error::input("train.batch_size", what).hint("keep one of them"));
+        }
+        if self.group_by_length && !self.shuffle {
+            let what = "expected train.group_by_length = false with it, got true";
+            return Err(Error::input("train.shuffle = false", what)
+                .hint("rows either keep the order of the file or are grouped"));
         }
         if let Some(steps) = self.max_steps {
             positive("max_steps", steps > 0, &steps)?;
@@ -109,8 +135,62 @@ impl Train {
         Ok(())
     }
 
-    /// Tokens of one forward pass.
+    /// The same with every default written out, as a plan prints it.
+    pub fn with_defaults(mut self) -> Self {
+        if self.batch_size.is_none() {
+            self.batch_tokens.get_or_insert(BATCH_TOKENS);
+        }
+        self.params = self.params.with_defaults();
+        self.loss = self.loss.with_defaults();
+        self.update = self.update.with_defaults();
+        self
+    }
+
+    /// Tokens of one forward pass. Steps that are counted in rows have passes of the usual size.
     pub fn micro_tokens(&self) -> usize {
-        self.micro_tokens.unwrap_or(self.batch_tokens).min(self.batch_tokens)
+        let usual = self.batch_tokens.unwrap_or(BATCH_TOKENS);
+        let asked = self.micro_tokens.unwrap_or(usual);
+        if self.batch_size.is_some() { asked } else { asked.min(usual) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(text: &str) -> String {
+        let error = toml::from_str::<Train>(text).unwrap().check().unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        error.to_string()
+    }
+
+    #[test]
+    fn a_step_has_one_size() {
+        let usual = Train::default().with_defaults();
+        assert_eq!((usual.batch_size, usual.batch_tokens), (None, Some(4096)));
+        let rows: Train = toml::from_str("batch_size = 8").unwrap();
+        assert_eq!(rows.clone().with_defaults().batch_tokens, None);
+        rows.check().unwrap();
+        let both = refused("batch_size = 8\nbatch_tokens = 512");
+        assert!(both.contains("train.batch_size") && both.contains("train.batch_tokens"), "{both}");
+        assert!(refused("batch_size = 0").contains("train.batch_size: expected a positive"));
+        assert!(refused("batch_tokens = 0").contains("train.batch_tokens: expected a positive"));
+    }
+
+    #[test]
+    fn a_pass_is_never_larger_than_its_step_nor_without_bound() {
+        let micro = |text: &str| toml::from_str::<Train>(text).unwrap().micro_tokens();
+        assert_eq!(micro(""), 4096);
+        assert_eq!(micro("batch_tokens = 300"), 300);
+        assert_eq!(micro("batch_tokens = 300\nmicro_tokens = 500"), 300);
+        assert_eq!(micro("batch_tokens = 9000\nmicro_tokens = 500"), 500);
+        assert_eq!(micro("batch_size = 64"), 4096);
+        assert_eq!(micro("batch_size = 64\nmicro_tokens = 9000"), 9000);
+    }
+
+    #[test]
+    fn the_order_of_the_file_cannot_be_grouped() {
+        let both = refused("shuffle = false\ngroup_by_length = true");
+        assert!(both.contains("train.shuffle") && both.contains("train.group_by_length"), "{both}");
     }
 }

@@ -3,33 +3,63 @@
 use luthier_core::{Model, SiteKind};
 use serde::Serialize;
 
+/// f32 numbers of the block in work, per number that it keeps: its values again, their gradients,
+/// and what products need to be laid out.
+const BLOCK_IN_WORK: u64 = 3;
+/// f32 numbers of the head in work, per width and trained token: input, normalised input, gradient.
+const HEAD_IN_WORK: u64 = 3;
+/// While the gradient of a table is summed (embedding, tied head, accumulation) it exists about so
+/// many times.
+const TABLE_IN_WORK: u64 = 4;
+/// Program, tokenizer, work space.
+const REST: u64 = 60 << 20;
+/// Bytes of an f32.
+const F32: u64 = 4;
+
 /// Sizes that memory depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct Sizes {
-    /// Numbers in the base weights.
-    pub parameters: u64,
-    /// Numbers that learn.
+    /// Numbers in the weights that do not learn.
+    pub frozen: u64,
+    /// Numbers that learn; always f32.
     pub trainable: u64,
-    /// Of these, numbers that replace base weights (full fine-tuning): not stored twice.
-    pub in_place: u64,
+    /// Numbers of the largest learned tensor.
+    pub largest: u64,
     /// Tokens that are in the model at the same time: those of the shards running side by side.
     pub live_tokens: u64,
     /// Of these, tokens with a non-zero weight.
     pub live_trained: u64,
-    /// Shards of the largest pass: each has gradients of its own.
-    pub shards: u64,
-    /// Numbers of the largest learned tensor.
-    pub largest: u64,
+    /// Sets of gradients that exist at the same time.
+    pub gradients: u64,
     /// Optimizer buffers per learned number (AdamW 2, SGD 0 or 1).
     pub buffers: u64,
+    /// Whether weights and kept activations are bf16.
+    pub halves: bool,
+    /// How blocks are computed.
+    pub block: Block,
     /// Whether block activations are kept.
     pub keep: bool,
+}
+
+/// How blocks are computed, which says what they keep.
+#[derive(Clone, Copy, Debug)]
+pub enum Block {
+    /// Forward and backward of a whole block.
+    ByHand {
+        /// Ranks of all low-rank additions in one block.
+        ranks: u64,
+    },
+    /// A graph of tensor operations, in f32.
+    ByOperation {
+        /// Numbers per token that hooks add to those of one block.
+        added: u64,
+    },
 }
 
 /// Peak memory by what takes it, in bytes.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Memory {
-    /// Base weights.
+    /// Weights that do not learn.
     pub weights: u64,
     /// Learned numbers, their gradients and optimizer buffers.
     pub learned: u64,
@@ -46,41 +76,108 @@ impl Memory {
     }
 }
 
-/// f32 numbers that one token leaves in one kept block, and at the block being worked on.
-fn block_numbers(model: &dyn Model) -> u64 {
-    let sites = model.sites();
-    let layer0 = sites.iter().filter(|s| s.layer == Some(0));
-    let widths: u64 = layer0
-        .map(|s| match s.kind {
-            // A linear's output, and the LoRA sum on top of it.
-            SiteKind::Linear { o, .. } => o as u64,
-            SiteKind::Norm { d } => d as u64,
-            _ => 0,
-        })
-        .sum();
-    let attn = sites.get("layers.0.attn.q").and_then(|s| s.linear()).map_or(0, |(_, o)| o as u64);
-    let kv = sites.get("layers.0.attn.k").and_then(|s| s.linear()).map_or(0, |(_, o)| o as u64);
-    let act = sites.get("layers.0.mlp.up").and_then(|s| s.linear()).map_or(0, |(_, o)| o as u64);
-    // Outputs of linears and norms, rotated q and k, attention output, gated activation, two
-    // residual sums and the block's input.
-    widths + attn * 2 + kv + act + 3 * model.width() as u64
+/// Most sets of gradients at a time while `shards` are summed by halves on `threads`: each thread
+/// works on a share of them, with one finished sum per level of halving and the shard in work.
+pub fn gradient_sets(threads: u64, shards: u64) -> u64 {
+    let threads = threads.min(shards).max(1);
+    let share = shards.div_ceil(threads).max(1);
+    let levels = u64::from(u64::BITS - (share - 1).leading_zeros());
+    (threads * (levels + 1)).min(shards.max(1))
 }
 
-/// Estimates the peak. `adapted` is how many numbers per token and layer the hooks' sums add.
-pub fn memory(model: &dyn Model, sizes: Sizes, adapted: u64) -> Memory {
-    const F32: u64 = 4;
-    let layers = model.n_layers() as u64;
-    let per_block = block_numbers(model) + adapted;
-    let kept_blocks = if sizes.keep { layers } else { 0 };
-    // The block in backward holds its graph and gradients of the same size.
-    let tokens = sizes.live_tokens;
-    let stream = layers * model.width() as u64;
-    let head = 3 * model.width() as u64 * sizes.live_trained;
-    let activations = F32 * (tokens * (per_block * (kept_blocks + 2) + stream) + head);
-    // The numbers, the sum of their gradients, each shard's own, and the optimizer's buffers.
-    let sets = 2 + sizes.buffers + if sizes.shards > 1 { sizes.shards } else { 0 };
-    // While the gradient of a table is summed (embedding, tied head, accumulation) it exists about
-    // four times.
-    let learned = sizes.trainable * sets - sizes.in_place + 4 * sizes.largest;
-    Memory { weights: F32 * sizes.parameters, learned: F32 * learned, activations, rest: 60 << 20 }
+/// Numbers that one token leaves in one block.
+fn block_numbers(model: &dyn Model, block: Block) -> u64 {
+    let out = |part: &str| {
+        let site = model.sites().get(&format!("layers.0.{part}"));
+        site.and_then(|s| s.linear()).map_or(0, |(_, o)| o as u64)
+    };
+    let (d, attn) = (model.width() as u64, out("attn.q"));
+    let (kv, f) = (out("attn.k"), out("mlp.up"));
+    match block {
+        // h before and between, q and z, k and v, gate and up, x Aᵀ of every addition.
+        Block::ByHand { ranks } => 2 * (d + attn + kv + f) + ranks,
+        // Outputs of linears and norms, rotated q and k, attention output, gated activation, two
+        // residual sums and the block's input.
+        Block::ByOperation { added } => {
+            let layer0 = model.sites().iter().filter(|s| s.layer == Some(0));
+            let outputs: u64 = layer0
+                .map(|s| match s.kind {
+                    SiteKind::Linear { o, .. } => o as u64,
+                    SiteKind::Norm { d } => d as u64,
+                    _ => 0,
+                })
+                .sum();
+            outputs + attn * 2 + kv + f + 3 * d + added
+        }
+    }
+}
+
+/// Estimates the peak.
+pub fn memory(model: &dyn Model, sizes: Sizes) -> Memory {
+    let (layers, d) = (model.n_layers() as u64, model.width() as u64);
+    let per_block = block_numbers(model, sizes.block);
+    let (number, in_work) = match sizes.block {
+        Block::ByHand { .. } if sizes.halves => (F32 / 2, BLOCK_IN_WORK),
+        Block::ByHand { .. } => (F32, BLOCK_IN_WORK),
+        // Its graph and gradients of the same size.
+        Block::ByOperation { .. } => (F32, 2),
+    };
+    // A block keeps its inside or, to compute it again, its input.
+    let kept = layers * if sizes.keep { number * per_block } else { F32 * d };
+    let work = F32 * in_work * per_block;
+    let head = F32 * HEAD_IN_WORK * d * sizes.live_trained;
+    let sets = 1 + sizes.gradients + sizes.buffers;
+    Memory {
+        weights: sizes.frozen * if sizes.halves { F32 / 2 } else { F32 },
+        learned: F32 * (sizes.trainable * sets + TABLE_IN_WORK * sizes.largest),
+        activations: sizes.live_tokens * (kept + work) + head,
+        rest: REST,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use luthier_core::Seed;
+    use luthier_testkit::{Fake, Shape};
+
+    use super::*;
+
+    #[test]
+    fn halving_holds_few_sets_of_gradients() {
+        let sets = |threads, shards| gradient_sets(threads, shards);
+        assert_eq!([sets(1, 1), sets(16, 1), sets(1, 2), sets(2, 2)], [1, 1, 2, 2]);
+        assert_eq!([sets(1, 8), sets(2, 8), sets(4, 8), sets(8, 8)], [4, 6, 8, 8]);
+        assert_eq!([sets(1, 64), sets(2, 64), sets(1, 0)], [7, 12, 1]);
+    }
+
+    #[test]
+    fn memory_is_affine_in_tokens_and_bf16_halves_what_is_kept() {
+        // One linear of width 10 beside a stream of 6: 2 · (6 + 10) + 7 = 39 numbers per block.
+        let model = Fake::new(Shape { layers: 5, ..Shape::default() }, Seed(0));
+        let sizes = Sizes {
+            frozen: 1000,
+            trainable: 10,
+            largest: 4,
+            live_tokens: 0,
+            live_trained: 0,
+            gradients: 2,
+            buffers: 2,
+            halves: false,
+            block: Block::ByHand { ranks: 7 },
+            keep: true,
+        };
+        let of = |live_tokens, keep, halves| {
+            memory(&model, Sizes { live_tokens, keep, halves, ..sizes })
+        };
+        let at = |tokens, halves| of(tokens, true, halves).activations;
+        assert_eq!(at(0, false), 0);
+        // Five blocks kept, and three times one in work.
+        assert_eq!([at(100, false), at(300, false)], [100 * 8 * 39 * 4, 300 * 8 * 39 * 4]);
+        assert_eq!(at(100, true), 100 * (5 * 39 * 2 + 3 * 39 * 4));
+        assert_eq!(of(100, false, false).activations, 100 * (5 * 6 * 4 + 3 * 39 * 4));
+        assert_eq!([of(0, true, false).weights, of(0, true, true).weights], [4000, 2000]);
+        assert_eq!(of(0, true, false).learned, 4 * (10 * 5 + 4 * 4));
+        let trained = Sizes { live_trained: 11, ..sizes };
+        assert_eq!(memory(&model, trained).activations, 4 * 3 * 6 * 11);
+    }
 }

@@ -19,7 +19,7 @@ pub fn evaluate(
     let (mut sum, mut normaliser, mut logs) = (0.0, 0.0, Vec::new());
     for micro in micro_batches(&all, rows, micro_tokens) {
         let batch = Batch::from_rows(micro.iter().map(|i| &rows[*i]));
-        normaliser += objective.normaliser(std::slice::from_ref(&batch));
+        normaliser += objective.normaliser(&[&batch]);
         let mut ctx = Ctx::new(&policy.hooks, batch.rows.clone(), &batch.ids_n);
         let h_nd = policy.hidden(&mut ctx)?;
         let mut head = Head { model: policy.model.as_ref(), h_nd: &h_nd, ctx: &mut ctx };

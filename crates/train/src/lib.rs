@@ -12,6 +12,7 @@ pub mod log;
 pub mod order;
 pub mod run;
 pub mod step;
+mod sum;
 
 pub use backward::{Activation, Gradients};
 pub use config::Train;

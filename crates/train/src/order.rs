@@ -2,16 +2,16 @@
 
 use luthier_core::{Row, batch::pack};
 
+/// Tokens a shard should have at least: smaller products leave the cores idle in packing.
+const SHARD_TOKENS: usize = 256;
+/// Shards at most.
+const SHARDS: usize = 8;
+
 /// Splits a step's rows, in order, into runs of at most `micro_tokens` tokens; a longer row stands
 /// alone.
 pub fn micro_batches(step: &[usize], rows: &[Row], micro_tokens: usize) -> Vec<Vec<usize>> {
     pack(step, |row| rows[row].len(), micro_tokens)
 }
-
-/// Tokens a shard should have at least: smaller products leave the cores idle in packing.
-const SHARD_TOKENS: usize = 256;
-/// Shards at most.
-const SHARDS: usize = 8;
 
 /// Splits a forward pass into shards that run side by side, each on its own core: rows go, longest
 /// first, to the shard with the fewest tokens. How many there are depends on the tokens and on

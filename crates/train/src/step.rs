@@ -4,11 +4,11 @@ use std::{sync::Arc, time::Instant};
 
 use candle_core::{Tensor, Var};
 use luthier_core::{At, Batch, Ctx, Error, Hook, Policy, Result, Seed};
+use luthier_kernels::threads;
 use luthier_loss::{Log, Objective};
 use luthier_update::Stepper;
-use rayon::prelude::*;
 
-use crate::backward::{Gradients, Share};
+use crate::{backward::Gradients, sum::Part};
 
 /// What a step did.
 #[derive(Clone, Debug)]
@@ -52,32 +52,28 @@ impl Step<'_> {
         stepper: &mut Stepper,
         describe: &dyn Fn(usize) -> String,
     ) -> Result<StepReport> {
-        let all: Vec<Batch> = passes.iter().flatten().cloned().collect();
+        let all: Vec<&Batch> = passes.iter().flatten().collect();
         let normaliser = self.objective.normaliser(&all);
         if normaliser <= 0.0 {
             let names = examples(&all, describe);
             return Err(Error::input(format!("step {number}"), "no token of this step is trained")
                 .hint(format!("look at `luthier show` for {names}")));
         }
-        let mut gradients = Gradients::new();
-        let (mut sum, mut logs, mut shard) = (0.0, Vec::new(), 0);
+        let (mut total, mut first) = (None, 0);
         for pass in passes {
-            let shares: Vec<Result<(Share, Gradients)>> = pass
-                .par_iter()
-                .enumerate()
-                .map(|(i, batch)| self.share(batch, noise.at(shard + i as u64), 1.0 / normaliser))
-                .collect();
-            shard += pass.len() as u64;
-            for (share, batch) in shares.into_iter().zip(pass) {
-                let (share, new) = share?;
-                if !share.sum.is_finite() {
-                    return Err(self.blame(number, batch, describe));
+            let part = self.pass(pass, noise, first, 1.0 / normaliser).map_err(|t| match t {
+                Trouble::NotFinite(shard) => {
+                    self.blame(number, &pass[(shard - first) as usize], describe)
                 }
-                sum += share.sum;
-                add_logs(&mut logs, &share.logs);
-                add_gradients(&mut gradients, new)?;
-            }
+                Trouble::Error(error) => error,
+            })?;
+            first += pass.len() as u64;
+            total = Some(match total {
+                None => part,
+                Some(total) => Part::add(total, part)?,
+            });
         }
+        let Part { sum, logs, gradients, .. } = total.unwrap_or_default();
         let info = stepper.step(&|name, _| gradients.get(name).cloned())?;
         Ok(StepReport {
             loss: sum / normaliser,
@@ -89,11 +85,49 @@ impl Step<'_> {
         })
     }
 
+    /// The shards of one pass, the first of them number `first` of the step.
+    fn pass(&self, shards: &[Batch], noise: Seed, first: u64, scale: f64) -> Attempt {
+        // With fewer shards, cores would idle if each shard kept to one.
+        let alone = shards.len() >= 2 && 2 * shards.len() > threads::count();
+        self.halves(shards, noise, first, scale, alone)
+    }
+
+    /// Sums shards by halves, so that the order of additions follows from their number alone and
+    /// only a few sets of gradients exist at a time.
+    fn halves(
+        &self,
+        shards: &[Batch],
+        noise: Seed,
+        first: u64,
+        scale: f64,
+        alone: bool,
+    ) -> Attempt {
+        match shards {
+            [] => Ok(Part::default()),
+            [one] if alone => threads::alone(|| self.shard(one, noise, first, scale)),
+            [one] => self.shard(one, noise, first, scale),
+            several => {
+                let (left, right) = several.split_at(several.len().div_ceil(2));
+                let second = first + left.len() as u64;
+                let (left, right) = rayon::join(
+                    || self.halves(left, noise, first, scale, alone),
+                    || self.halves(right, noise, second, scale, alone),
+                );
+                let (left, right) = (left?, right?);
+                // Alone, so that this thread does not begin another shard in the middle of it.
+                Ok(threads::alone(|| Part::add(left, right))?)
+            }
+        }
+    }
+
     /// One shard forward and backward.
-    fn share(&self, batch: &Batch, noise: Seed, scale: f64) -> Result<(Share, Gradients)> {
+    fn shard(&self, batch: &Batch, noise: Seed, number: u64, scale: f64) -> Attempt {
         let mut gradients = Gradients::new();
-        let share = self.forward_backward(batch, Some(noise), scale, &mut gradients)?;
-        Ok((share, gradients))
+        let share = self.forward_backward(batch, Some(noise.at(number)), scale, &mut gradients)?;
+        match share.sum.is_finite() {
+            true => Ok(Part::new(share, gradients)),
+            false => Err(Trouble::NotFinite(number)),
+        }
     }
 
     /// Tokens per second of one pass: the second of two without an update, so that buffers are
@@ -102,7 +136,11 @@ impl Step<'_> {
         let mut seconds = 0.0;
         for _ in 0..2 {
             let begun = Instant::now();
-            pass.par_iter().try_for_each(|b| self.share(b, Seed(0), 1.0).map(|_| ()))?;
+            match self.pass(pass, Seed(0), 0, 1.0) {
+                // A loss that is not finite is for the first step to explain; it takes its time too.
+                Ok(_) | Err(Trouble::NotFinite(_)) => {}
+                Err(Trouble::Error(error)) => return Err(error),
+            }
             seconds = begun.elapsed().as_secs_f64();
         }
         let tokens: usize = pass.iter().map(Batch::n).sum();
@@ -116,28 +154,31 @@ impl Step<'_> {
             Ok(None) => "every site up to the head is finite: first in the loss itself".into(),
             Err(e) => format!("(looking for the site failed: {e})"),
         };
-        let what = format!(
-            "the loss is not finite, {site}; examples {}",
-            examples(std::slice::from_ref(batch), describe)
-        );
+        let what =
+            format!("the loss is not finite, {site}; examples {}", examples(&[batch], describe));
         Error::failed(format!("step {number}"), what)
             .hint("lower learning_rate, add warmup_steps, or remove the named examples")
     }
 }
 
-/// Adds gradients by name.
-fn add_gradients(all: &mut Gradients, new: Gradients) -> Result<()> {
-    for (name, new) in new {
-        let sum = match all.get(&name) {
-            Some(old) => (old + &new)?,
-            None => new,
-        };
-        all.insert(name, sum);
-    }
-    Ok(())
+/// What some shards gave, or what went wrong.
+type Attempt = std::result::Result<Part, Trouble>;
+
+/// Why a shard gave nothing.
+enum Trouble {
+    /// The loss of the shard with this number is not finite.
+    NotFinite(u64),
+    /// Anything else.
+    Error(Error),
 }
 
-fn examples(micro: &[Batch], describe: &dyn Fn(usize) -> String) -> String {
+impl From<Error> for Trouble {
+    fn from(error: Error) -> Self {
+        Trouble::Error(error)
+    }
+}
+
+fn examples(micro: &[&Batch], describe: &dyn Fn(usize) -> String) -> String {
     let ids: Vec<usize> = micro.iter().flat_map(|b| b.examples_b.iter().copied()).collect();
     let shown: Vec<String> = ids.iter().take(5).map(|i| describe(*i)).collect();
     let more = ids.len().saturating_sub(5);

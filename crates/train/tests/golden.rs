@@ -9,15 +9,15 @@ use std::{
 use candle_core::Var;
 use luthier_core::{Batch, Model, Row, Seed, StateDict};
 use luthier_loss::Loss;
-use luthier_model::{Decoder, Source};
+use luthier_model::{Decoder, Precision, Source};
 use luthier_params::{Bound, Full, Params, peft};
 use luthier_testkit::{assert_close, assert_same_bits, golden};
 use luthier_train::{Gradients, Job, Outcome, Step, Stopped, Train, checkpoint, log::metrics};
-use luthier_update::Update;
+use luthier_update::{Stepper, Update};
 
 fn model(name: &str) -> Arc<dyn Model> {
     let source = Source::open(&golden::golden(format!("models/{name}"))).unwrap();
-    Arc::new(Decoder::load(&source, |_, _| ()).unwrap())
+    Arc::new(Decoder::load(&source, Precision::F32, |_, _| ()).unwrap())
 }
 
 /// The pinned runs' update: AdamW, clip 1, two warm-up steps, cosine to step 10.
@@ -140,7 +140,7 @@ fn ten_losses_of_full_fine_tuning_are_those_of_pytorch() {
 fn gradients(bound: &Bound, batches: &[Batch], keep: bool) -> (f64, Gradients) {
     let loss = Loss::default();
     let objective = loss.objective().unwrap();
-    let scale = 1.0 / objective.normaliser(batches);
+    let scale = 1.0 / objective.normaliser(&batches.iter().collect::<Vec<_>>());
     let (mut all, mut sum) = (Gradients::new(), 0.0);
     let step = Step { policy: &bound.policy, vars: &bound.vars, objective, keep };
     for batch in batches {
@@ -185,6 +185,44 @@ fn any_split_of_a_batch_is_the_same_step() {
     assert!((loss - split_loss).abs() < 1e-6 * loss);
     for (name, got) in &split {
         assert_close(name, got, &whole[name], 2e-5, 1e-8);
+    }
+}
+
+#[test]
+fn shards_summed_by_halves_are_one_batch_at_any_number_of_threads() {
+    let (rows, _) = small();
+    let batch = |rows: &[Row]| Batch::from_rows(rows);
+    // Seven shards in a pass of their own, then five in another.
+    let shards = |rows: &[Row]| rows.iter().map(|row| batch(std::slice::from_ref(row))).collect();
+    let split: Vec<Vec<Batch>> = vec![shards(&rows[..7]), shards(&rows[7..])];
+    let run = |passes: &[Vec<Batch>], threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let params: Params = toml::from_str("[lora]\nr = 2\nalpha = 8\n").unwrap();
+            let bound = params.bind(&model("llama"), Seed(5)).unwrap();
+            let mut stepper = Stepper::new(&update(), &bound.vars, 4).unwrap();
+            let loss = Loss::default();
+            let objective = loss.objective().unwrap();
+            let step = Step { policy: &bound.policy, vars: &bound.vars, objective, keep: true };
+            let mut report = |number| {
+                let name = |i: usize| format!("row {i}");
+                step.run(number, passes, Seed(0), &mut stepper, &name).unwrap()
+            };
+            // The first step of the warm-up moves nothing.
+            let reports = [report(1), report(2), report(3)];
+            (reports.map(|r| (r.loss, r.grad_norm, r.tokens)), values(&bound.vars))
+        })
+    };
+    let (reports, weights) = run(&split, 1);
+    for threads in [2, 3, 16] {
+        let (others, same) = run(&split, threads);
+        assert!(others == reports && same == weights, "{threads} threads: {others:?} {reports:?}");
+    }
+    let (whole, _) = run(&[vec![batch(&rows)]], 2);
+    for ((loss, norm, tokens), (want_loss, want_norm, want_tokens)) in reports.iter().zip(&whole) {
+        assert!((loss - want_loss).abs() < 1e-5 * want_loss, "{loss} {want_loss}");
+        assert!((norm - want_norm).abs() < 1e-4 * want_norm, "{norm} {want_norm}");
+        assert_eq!(tokens, want_tokens);
     }
 }
 

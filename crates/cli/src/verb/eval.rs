@@ -13,7 +13,7 @@ use luthier_probe::{Comparison, Kind, stats::Test};
 use luthier_recipe::{
     Opened,
     evaluate::{self, Evaluated, Likelihood, Limits},
-    open,
+    open, precision,
 };
 use serde_json::{Value, json};
 
@@ -58,7 +58,8 @@ pub struct Args {
     /// Write the result of every example to this file, one JSON object per line
     #[arg(long, value_name = "FILE")]
     answers: Option<PathBuf>,
-    /// Print one JSON value: {"metric", "value", "n", "ci95", …}
+    /// Print one JSON value: {"metric", "value", "n", "ci95", …, "tokens_read", "seconds" (without
+    /// loading), "tokens_per_second"}
     #[arg(long)]
     json: bool,
 }
@@ -72,7 +73,6 @@ enum Other {
 
 /// Scores.
 pub fn run(args: Args) -> Result<()> {
-    let begun = Instant::now();
     let metric = evaluate::metric("--metric", &args.metric)?;
     if args.max_new_tokens == 0 {
         return Err(Error::input("--max-new-tokens", "expected at least 1, got 0"));
@@ -96,7 +96,9 @@ pub fn run(args: Args) -> Result<()> {
         max_length: args.max_length.unwrap_or(usual.max_length.min(context)),
         ..usual
     };
-    let score = |policy: &Policy, tokenizer: &Tokenizer, what: &'static str| -> Result<Evaluated> {
+    type Scored = Result<(Evaluated, f64)>;
+    let score = |policy: &Policy, tokenizer: &Tokenizer, what: &'static str| -> Scored {
+        let begun = Instant::now();
         let progress = bar::pieces(what, table.examples.len());
         let on_done = &mut |done: usize, total: usize| {
             progress.set_length(total as u64);
@@ -104,14 +106,14 @@ pub fn run(args: Args) -> Result<()> {
         };
         let result = evaluate::evaluate(policy, tokenizer, &table, &metric, &limits, on_done);
         progress.finish_and_clear();
-        result
+        Ok((result?, begun.elapsed().as_secs_f64()))
     };
     let against = other.map(|other| other.open(opened, &metric)).transpose()?;
-    let mut evaluated = score(&loaded.policy, tokenizer, "evaluating")?;
+    let (mut evaluated, seconds) = score(&loaded.policy, tokenizer, "evaluating")?;
     let compared = match &against {
         None => None,
         Some((name, policy, tokenizer)) => {
-            let before = score(policy, tokenizer, "evaluating the other")?;
+            let (before, _) = score(policy, tokenizer, "evaluating the other")?;
             Some((name, evaluate::compare(&before, &evaluated)?))
         }
     };
@@ -124,6 +126,7 @@ pub fn run(args: Args) -> Result<()> {
         out::say(&format!("answers: {}", path.display()));
     }
     if !args.json {
+        out::say(&speed(&evaluated, seconds));
         let mut text = described(&evaluated);
         if let Some((name, comparison)) = &compared {
             text += &comparison_text(name, comparison);
@@ -134,9 +137,12 @@ pub fn run(args: Args) -> Result<()> {
     value["model"] = json!({
         "name": opened.name, "sha256": opened.sha256,
         "adapter": args.model.adapter.as_ref().map(|dir| dir.display().to_string()),
+        "precision": precision::name(opened.precision),
     });
     value["data"] = json!({"source": table.name, "layout": table.layout, "sha256": table.sha256});
-    value["seconds"] = json!(begun.elapsed().as_secs_f64());
+    value["tokens_read"] = json!(evaluated.tokens_read);
+    value["seconds"] = json!(seconds);
+    value["tokens_per_second"] = json!(evaluated.tokens_read as f64 / seconds.max(1e-9));
     if let Some((name, comparison)) = &compared {
         value["against"] = json!(comparison);
         value["against"]["model"] = json!(name);
@@ -162,10 +168,20 @@ fn machine_readable(evaluated: &Evaluated) -> Value {
             value["perplexity"] = json!(report.perplexity);
             value["tokens"] = json!(report.tokens);
         }
-        None if evaluated.choice.is_none() => value["cut_answers"] = json!(evaluated.cut_answers),
+        None if evaluated.choice.is_none() => {
+            value["cut_answers"] = json!(evaluated.cut_answers);
+            value["tokens"] = json!(evaluated.tokens_new);
+        }
         None => {}
     }
     value
+}
+
+/// Tokens, time and both together, for people.
+fn speed(evaluated: &Evaluated, seconds: f64) -> String {
+    let tokens = evaluated.tokens_read;
+    let rate = tokens as f64 / seconds.max(1e-9);
+    format!("{tokens} tokens in {seconds:.1} s ({rate:.0} tokens/s)")
 }
 
 impl Args {
@@ -218,7 +234,7 @@ impl Other {
             }
             Other::Model(name) => {
                 bring(&name)?;
-                let other = open(&name)?;
+                let other = open(&name, first.precision.into())?;
                 let same = other.tokenizer.sha256() == first.tokenizer.sha256();
                 if matches!(metric, Kind::Nll(_)) && !same {
                     let what = "cuts text into other tokens (or words it by another template), so \

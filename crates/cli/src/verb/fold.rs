@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use luthier_core::Result;
 use luthier_model::save::SaveDtype;
+use luthier_recipe::Precision;
 
 use crate::out;
 
@@ -41,7 +42,8 @@ pub fn run(args: Args) -> Result<()> {
         Dtype::Bf16 => SaveDtype::BF16,
         Dtype::F16 => SaveDtype::F16,
     };
-    let opened = luthier_recipe::open(&args.model)?;
+    // Weights that will be written must not be rounded.
+    let opened = luthier_recipe::open(&args.model, Precision::F32)?;
     let folded = luthier_recipe::fold::fold(&opened, &args.adapter, dtype, &args.out)?;
     if args.json {
         return out::json(&folded);

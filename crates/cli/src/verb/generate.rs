@@ -3,6 +3,7 @@
 use std::{
     io::{IsTerminal, Read},
     path::{Path, PathBuf},
+    time::Instant,
 };
 
 use luthier_core::{Error, Example, Form, Result, Turn};
@@ -36,7 +37,8 @@ pub struct Args {
     /// Answers per prompt
     #[arg(short, long, value_name = "N", default_value_t = 1)]
     n: usize,
-    /// Print one JSON value: a list of {"prompt", "text", "tokens", "finish"}
+    /// Print one JSON value: a list of {"prompt", "text", "tokens", "finish", "first_token_seconds",
+    /// "seconds"}; times count from the first step of all, without loading
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -49,6 +51,8 @@ struct Answer<'a> {
     text: &'a str,
     tokens: &'a [u32],
     finish: Finish,
+    first_token_seconds: f64,
+    seconds: f64,
 }
 
 /// Generates.
@@ -80,10 +84,18 @@ pub fn run(args: Args) -> Result<()> {
     let mut broken = None;
     let progress = (sequences.len() > 1).then(|| bar::pieces("generating", sequences.len()));
     let mut lengths = vec![0usize; sequences.len()];
+    // When the first and the last token of each sequence came.
+    let mut times = vec![[0f64; 2]; sequences.len()];
+    let begun = Instant::now();
     let mut listen = |sequence: usize, token: u32, piece: &str| {
         if streams && broken.is_none() {
             broken = out::data(piece).err();
         }
+        let now = begun.elapsed().as_secs_f64();
+        if lengths[sequence] == 0 {
+            times[sequence][0] = now;
+        }
+        times[sequence][1] = now;
         lengths[sequence] += 1;
         let last = lengths[sequence] == options.max_new_tokens || options.eos.contains(&token);
         if let (true, Some(progress)) = (last, &progress) {
@@ -92,27 +104,34 @@ pub fn run(args: Args) -> Result<()> {
     };
     let text = Text(tokenizer);
     let all = generate(&loaded.policy, &sequences, &options, &text, &mut listen)?;
+    let seconds = begun.elapsed().as_secs_f64();
     progress.inspect(|bar| bar.finish_and_clear());
     if let Some(error) = broken {
         return Err(error);
     }
     let each = ids.len();
-    let ordered: Vec<(&str, &Generated)> = (0..examples.len())
+    let answer = |(p, sequence): (usize, usize)| {
+        let Generated { text, tokens, finish, .. } = &all[sequence];
+        let [first_token_seconds, seconds] = times[sequence];
+        let prompt = asked(&examples[p]);
+        Answer { prompt, text, tokens, finish: *finish, first_token_seconds, seconds }
+    };
+    let ordered: Vec<Answer> = (0..examples.len())
         .flat_map(|p| (0..args.n).map(move |i| (p, p + i * each)))
-        .map(|(p, sequence)| (asked(&examples[p]), &all[sequence]))
+        .map(answer)
         .collect();
-    if args.json {
-        let answer = |(prompt, g): &(&'_ str, &'_ Generated)| {
-            serde_json::json!(Answer { prompt, text: &g.text, tokens: &g.tokens, finish: g.finish })
-        };
-        return out::json(&ordered.iter().map(answer).collect::<Vec<_>>());
+    match () {
+        () if args.json => out::json(&ordered)?,
+        () if streams => out::data("\n")?,
+        () => {
+            for (i, Answer { prompt, text, .. }) in ordered.iter().enumerate() {
+                out::data(&format!("[{}] {}\n{text}\n\n", i + 1, first_line(prompt)))?;
+            }
+        }
     }
-    if streams {
-        return out::data("\n");
-    }
-    for (i, (prompt, answer)) in ordered.iter().enumerate() {
-        out::data(&format!("[{}] {}\n{}\n\n", i + 1, first_line(prompt), answer.text))?;
-    }
+    let tokens: usize = lengths.iter().sum();
+    let rate = tokens as f64 / seconds.max(1e-9);
+    out::say(&format!("{tokens} new tokens in {seconds:.1} s ({rate:.0} tokens/s)"));
     Ok(())
 }
 

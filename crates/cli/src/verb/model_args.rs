@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use luthier_core::{Error, Policy, Result, io};
 use luthier_params::peft;
-use luthier_recipe::{Opened, open};
+use luthier_recipe::{Opened, Precision, open};
 
 use crate::verb::pull::bring;
 
@@ -17,6 +18,12 @@ pub struct ModelArgs {
     /// Folder of a PEFT adapter
     #[arg(long, short, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
+    /// Arithmetic of matrix products: bf16 is faster where the processor has it (auto), f32 exact
+    #[arg(
+        long, value_name = "P", default_value = "auto", value_parser =
+        PossibleValuesParser::new(Precision::NAMES).try_map(|name| name.parse::<Precision>())
+    )]
+    pub precision: Precision,
 }
 
 /// A model that is ready to run.
@@ -45,7 +52,7 @@ impl ModelArgs {
         }
         let name = self.name()?;
         bring(&name)?;
-        let opened = open(&name)?;
+        let opened = open(&name, self.precision)?;
         let policy = opened.policy(self.adapter.as_deref())?;
         Ok(Loaded { opened, policy })
     }

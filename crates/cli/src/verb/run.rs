@@ -1,6 +1,10 @@
 //! `luthier run`: every stage of a recipe.
 
-use std::{cell::RefCell, io::IsTerminal, path::PathBuf};
+use std::{
+    io::IsTerminal,
+    path::PathBuf,
+    sync::{Mutex, PoisonError},
+};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use luthier_core::Result;
@@ -46,12 +50,12 @@ pub fn stages(recipe: Recipe, dir: &std::path::Path, as_json: bool) -> Result<()
         stop: interrupt::flag()?,
         command: command(),
     };
-    let bar: RefCell<Option<ProgressBar>> = RefCell::new(None);
+    let bar: Mutex<Option<ProgressBar>> = Mutex::new(None);
     let say = |done: usize, total: usize| {
         if !std::io::stderr().is_terminal() {
             return;
         }
-        let mut bar = bar.borrow_mut();
+        let mut bar = bar.lock().unwrap_or_else(PoisonError::into_inner);
         let shown = bar.get_or_insert_with(|| {
             let style = ProgressStyle::with_template("{bar:16.yellow/dim} {pos}/{len} answers");
             ProgressBar::new(total as u64)

@@ -12,6 +12,9 @@ pub struct SamplingArgs {
     /// Most new tokens of an answer
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub max_new_tokens: usize,
+    /// Fewest new tokens: until then an answer does not end by itself
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub min_new_tokens: usize,
     /// Divides the logits; 0 always takes the most probable token [default: 0; in a chat what the
     /// model's generation_config.json recommends, or 0.7]
     #[arg(long, value_name = "T", allow_negative_numbers = true)]
@@ -52,6 +55,13 @@ impl SamplingArgs {
         if self.max_new_tokens == 0 {
             return Err(Error::input("--max-new-tokens", "expected at least 1, got 0"));
         }
+        if self.min_new_tokens > self.max_new_tokens {
+            let what = format!(
+                "{} is more than --max-new-tokens {}",
+                self.min_new_tokens, self.max_new_tokens
+            );
+            return Err(Error::input("--min-new-tokens", what));
+        }
         let narrowing = [
             ("--top-k", self.top_k.is_some_and(|k| k != 0)),
             ("--top-p", self.top_p.is_some_and(|p| p != 1.0)),
@@ -69,6 +79,7 @@ impl SamplingArgs {
         }
         Ok(Generate {
             max_new_tokens: self.max_new_tokens,
+            min_new_tokens: self.min_new_tokens,
             max_context: opened.config.max_positions,
             eos: opened.tokenizer.eos_ids().to_vec(),
             stop,

@@ -10,7 +10,7 @@ use std::{
 use candle_core::{Device, Tensor};
 use luthier_core::{Model, Seed};
 use luthier_model::{
-    Decoder, ModelConfig, Source, Tokenizer,
+    Decoder, ModelConfig, Precision, Source, Tokenizer,
     names::tensors,
     save::{Save, save_hf},
 };
@@ -100,7 +100,8 @@ pub fn pico(dir: &Path, seed: u64) -> PathBuf {
 /// An adapter for the model in `base` that changes what it says.
 pub fn adapter(base: &Path, dir: &Path) -> PathBuf {
     let source = Source::open(base).unwrap();
-    let model: Arc<dyn Model> = Arc::new(Decoder::load(&source, |_, _| ()).unwrap());
+    let model: Arc<dyn Model> =
+        Arc::new(Decoder::load(&source, Precision::F32, |_, _| ()).unwrap());
     let lora = Lora { r: 4, alpha: 8.0, ..Lora::default() };
     let params = Params { lora: Some(lora.clone()), full: None };
     let bound = params.bind(&model, Seed(3)).unwrap();

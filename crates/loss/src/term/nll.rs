@@ -18,7 +18,7 @@ pub struct Nll {
 }
 
 impl Objective for Nll {
-    fn normaliser(&self, step: &[Batch]) -> f64 {
+    fn normaliser(&self, step: &[&Batch]) -> f64 {
         self.normaliser.total(step)
     }
 

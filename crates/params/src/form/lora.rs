@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use candle_core::{DType, Tensor, Var};
 use luthier_core::{
-    Affine, At, Error, Hook, Hooks, Model, Policy, Result, SiteInfo, SiteKind, SiteMap,
+    Affine, At, Error, Hook, Hooks, LowRank, Model, Policy, Result, SiteInfo, SiteKind, SiteMap,
 };
 use serde::{Deserialize, Serialize};
 
@@ -224,6 +224,15 @@ impl Hook for LinearHook {
             (b, None) => b.clone(),
         };
         Ok(Some(Affine { w_oi, b_o }))
+    }
+
+    fn low_rank(&self) -> Option<LowRank> {
+        self.b_o.is_none().then(|| LowRank {
+            a_ri: self.a_ri.clone(),
+            b_or: self.b_or.clone(),
+            scale: self.scale as f32,
+            dropout: self.dropout,
+        })
     }
 }
 

@@ -8,7 +8,7 @@ use luthier_probe::{
     metric::{field_accuracy, field_counts},
 };
 
-use super::{AnswerRow, Evaluated, Limits};
+use super::{AnswerRow, Evaluated, Limits, OnDone};
 use crate::text::Text;
 
 /// Answers every prompt of `table` greedily and judges the answers by `metric`, which must be one
@@ -19,7 +19,7 @@ pub fn answers(
     table: &Table,
     metric: &Kind,
     max_new_tokens: usize,
-    on_done: &mut dyn FnMut(usize, usize),
+    on_done: OnDone,
 ) -> Result<Evaluated> {
     let limits = Limits { max_new_tokens, ..Limits::default() };
     bounded(policy, tokenizer, table, metric, &limits, on_done)
@@ -35,7 +35,7 @@ pub(super) fn bounded(
     table: &Table,
     metric: &Kind,
     limits: &Limits,
-    on_done: &mut dyn FnMut(usize, usize),
+    on_done: OnDone,
 ) -> Result<Evaluated> {
     let Some(judge) = metric.text() else {
         let what = format!("{} does not judge generated answers", metric.name());
@@ -72,6 +72,8 @@ pub(super) fn bounded(
     let said = generate(policy, &prompts, &options, &Text(tokenizer), &mut listen)?;
     // Answers that the context cut short were not heard of.
     on_done(said.len(), said.len());
+    let tokens_new: usize = said.iter().map(|answer| answer.tokens.len()).sum();
+    let tokens_read = tokens_new + prompts.iter().map(Vec::len).sum::<usize>();
     let mut rows = Vec::with_capacity(said.len());
     let mut verdicts: Vec<Verdict> = Vec::with_capacity(said.len());
     for (example, answer) in table.examples.iter().zip(said) {
@@ -83,6 +85,8 @@ pub(super) fn bounded(
     let score = Score::of(metric.name(), &outcomes, &Bootstrap::default())?;
     let accuracy = field_accuracy(&verdicts);
     Ok(Evaluated {
+        tokens_read,
+        tokens_new,
         cut_answers: rows.iter().filter(|row| row.finish == Some(Finish::Length)).count(),
         fields: accuracy.map(|_| field_counts(&verdicts)),
         field_accuracy: accuracy,

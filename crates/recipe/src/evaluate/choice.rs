@@ -16,7 +16,7 @@ use luthier_probe::{
 };
 use serde_json::Value;
 
-use super::{AnswerRow, ChoiceScores, Evaluated, PASS_TOKENS, answers::question as asked};
+use super::{AnswerRow, ChoiceScores, Evaluated, OnDone, PASS_TOKENS, answers::question as asked};
 
 /// A question ready to be scored.
 struct Question {
@@ -39,7 +39,7 @@ pub fn choice(
     tokenizer: &Tokenizer,
     table: &Table,
     metric: &Choice,
-    on_done: &mut dyn FnMut(usize, usize),
+    on_done: OnDone,
 ) -> Result<Evaluated> {
     let read = |example: &Example| Question::read(example, tokenizer, policy.model.vocab());
     let questions: Vec<Question> = table.examples.iter().map(read).collect::<Result<_>>()?;
@@ -82,7 +82,8 @@ pub fn choice(
         acc_bytes: share(|v| v.acc_bytes),
     };
     let score = Score::of("choice", &outcomes, &Bootstrap::default())?;
-    Ok(Evaluated { choice: Some(choice), ..Evaluated::of(score, outcomes, rows) })
+    let tokens_read = questions.iter().map(Question::read_once).sum();
+    Ok(Evaluated { tokens_read, choice: Some(choice), ..Evaluated::of(score, outcomes, rows) })
 }
 
 impl Question {
@@ -122,6 +123,11 @@ impl Question {
     /// Tokens that are held in memory for this question.
     fn tokens(&self) -> usize {
         self.ids.iter().map(Vec::len).sum()
+    }
+
+    /// Tokens that are read for this question: what is shared once, the rest of every choice.
+    fn read_once(&self) -> usize {
+        self.shared + (0..self.ids.len()).map(|i| self.rest(i).len()).sum::<usize>()
     }
 
     /// The inputs that follow the shared ones, for choice `i`.

@@ -1,17 +1,22 @@
 //! How likely a model finds given text.
 
-use luthier_core::{Batch, Error, Example, Form, Policy, Result, Row, Table};
+use std::sync::{Mutex, PoisonError};
+
+use luthier_core::{Batch, Error, Example, Form, Policy, Result, Row, Table, batch::pack};
 use luthier_data::{Overlength, transform::overlength};
+use luthier_kernels::threads;
 use luthier_model::{
     Tokenizer,
     render::{RenderOptions, render_table},
 };
 use luthier_probe::{
     Bootstrap, Score,
-    metric::{NllReport, nll},
+    metric::{NllReport, RowNll, nll},
 };
 
-use super::{Evaluated, Likelihood, Limits, PASS_TOKENS};
+use rayon::prelude::*;
+
+use super::{Evaluated, Likelihood, Limits, OnDone, PASS_TOKENS};
 
 impl Likelihood {
     /// As every other metric looks; outcomes are mean log-probabilities.
@@ -24,7 +29,9 @@ impl Likelihood {
             ..perplexity
         };
         let outcomes = self.rows.iter().map(|row| -row.sum / row.weight).collect();
-        Evaluated { likelihood: Some(self), ..Evaluated::of(score, outcomes, Vec::new()) }
+        let tokens_read = self.tokens_read;
+        let plain = Evaluated::of(score, outcomes, Vec::new());
+        Evaluated { tokens_read, likelihood: Some(self), ..plain }
     }
 }
 
@@ -35,7 +42,7 @@ pub fn likelihood(
     tokenizer: &Tokenizer,
     table: &Table,
     limits: &Limits,
-    on_done: &mut dyn FnMut(usize, usize),
+    on_done: OnDone,
 ) -> Result<Likelihood> {
     if table.examples.iter().all(is_text) {
         return texts(policy, tokenizer, table, limits.max_length, on_done);
@@ -79,7 +86,7 @@ fn texts(
     tokenizer: &Tokenizer,
     table: &Table,
     max_length: usize,
-    on_done: &mut dyn FnMut(usize, usize),
+    on_done: OnDone,
 ) -> Result<Likelihood> {
     let mut rows = Vec::with_capacity(table.examples.len());
     for (index, example) in table.examples.iter().enumerate() {
@@ -109,28 +116,31 @@ fn first_answer(example: &Example) -> Example {
     first
 }
 
-fn measure(
-    policy: &Policy,
-    rows: &[Row],
-    table: &Table,
-    on_done: &mut dyn FnMut(usize, usize),
-) -> Result<Likelihood> {
+fn measure(policy: &Policy, rows: &[Row], table: &Table, on_done: OnDone) -> Result<Likelihood> {
     if rows.is_empty() {
         return Err(Error::input(&table.name, "there is no token to measure")
             .hint("every text is shorter than two tokens, or every row was dropped"));
     }
+    let all: Vec<usize> = (0..rows.len()).collect();
+    let passes = pack(&all, |row| rows[row].len(), PASS_TOKENS);
+    let finished = Mutex::new((0, on_done));
+    let pass = |pass: &Vec<usize>| -> Result<Vec<RowNll>> {
+        let measured = nll(policy, [Batch::from_rows(pass.iter().map(|row| &rows[*row]))])?;
+        let (done, on_done) = &mut *finished.lock().unwrap_or_else(PoisonError::into_inner);
+        *done += pass.len();
+        on_done(*done, rows.len());
+        Ok(measured)
+    };
+    // Whole passes side by side, as shards in training; a pass by itself has all threads.
+    let parts: Vec<Result<Vec<RowNll>>> = match passes.as_slice() {
+        [one] => vec![pass(one)],
+        several => several.par_iter().map(|one| threads::alone(|| pass(one))).collect(),
+    };
     let mut measured = Vec::with_capacity(rows.len());
-    let mut begin = 0;
-    while begin < rows.len() {
-        let (mut end, mut tokens) = (begin + 1, rows[begin].len());
-        while end < rows.len() && tokens + rows[end].len() <= PASS_TOKENS {
-            tokens += rows[end].len();
-            end += 1;
-        }
-        measured.extend(nll(policy, [Batch::from_rows(&rows[begin..end])])?);
-        on_done(end, rows.len());
-        begin = end;
+    for part in parts {
+        measured.extend(part?);
     }
     let report = NllReport::from_rows(&measured, &Bootstrap::default())?;
-    Ok(Likelihood { report, rows: measured })
+    let tokens_read = rows.iter().map(Row::len).sum();
+    Ok(Likelihood { report, rows: measured, tokens_read })
 }

@@ -24,6 +24,9 @@ pub use answers::answers;
 pub use choice::choice;
 pub use likelihood::{general, likelihood};
 
+/// Told how many of how many examples are finished, from any thread.
+pub type OnDone<'a> = &'a mut (dyn FnMut(usize, usize) + Send);
+
 /// Tokens that go through the model in one pass when nothing is generated.
 const PASS_TOKENS: usize = 4096;
 
@@ -62,6 +65,12 @@ pub struct Evaluated {
     /// What was answered; empty when nothing is answered (likelihood).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub answers: Vec<AnswerRow>,
+    /// Tokens that went through the model: prompts, rows, and what was generated.
+    #[serde(default)]
+    pub tokens_read: usize,
+    /// Of these, tokens that were generated.
+    #[serde(default)]
+    pub tokens_new: usize,
     /// Answers that ran into the limit of new tokens.
     #[serde(default)]
     pub cut_answers: usize,
@@ -118,6 +127,9 @@ pub struct Likelihood {
     pub report: NllReport,
     /// One by one, in the order of the table.
     pub rows: Vec<RowNll>,
+    /// Tokens that went through the model, measured or not.
+    #[serde(default)]
+    pub tokens_read: usize,
 }
 
 impl Evaluated {
@@ -127,6 +139,8 @@ impl Evaluated {
             score,
             outcomes,
             answers,
+            tokens_read: 0,
+            tokens_new: 0,
             cut_answers: 0,
             fields: None,
             field_accuracy: None,
@@ -159,7 +173,7 @@ pub fn evaluate(
     table: &Table,
     metric: &Kind,
     limits: &Limits,
-    on_done: &mut dyn FnMut(usize, usize),
+    on_done: OnDone,
 ) -> Result<Evaluated> {
     match metric {
         Kind::ExactMatch(_) | Kind::JsonMatch(_) => {

@@ -6,6 +6,7 @@ use crate::quant::half_at;
 /// The eight 6-bit scales and minima of Q4_K and Q5_K, packed into twelve bytes: the first four of
 /// each lie in the low bits of bytes 0–3 and 4–7; the last four have their low nibbles in bytes
 /// 8–11 and their top two bits above the first four.
+#[inline(always)]
 fn scales_and_minima(p: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
     let (mut scale, mut minimum) = ([0; 8], [0; 8]);
     for j in 0..4 {
@@ -17,6 +18,7 @@ fn scales_and_minima(p: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
     (scale, minimum)
 }
 
+#[inline(always)]
 fn twelve(b: &[u8], at: usize) -> [u8; 12] {
     let mut out = [0; 12];
     out.copy_from_slice(&b[at..at + 12]);
@@ -25,6 +27,7 @@ fn twelve(b: &[u8], at: usize) -> [u8; 12] {
 
 /// `y = (d·scale)·q − dmin·minimum`. Layout: 16 scale/minimum nibbles, 64 bytes of 2-bit values,
 /// d, dmin. Each 32 bytes hold 128 values: bits 0–1 of all of them first, then bits 2–3, ….
+#[inline(always)]
 pub(crate) fn q2_k(b: &[u8; 84], y: &mut [f32; 256]) {
     let (d, dmin) = (half_at(b, 80), half_at(b, 82));
     let values = &b[16..80];
@@ -38,6 +41,7 @@ pub(crate) fn q2_k(b: &[u8; 84], y: &mut [f32; 256]) {
 }
 
 /// Where the 16 values of a group begin in 2-bit data: byte and bit.
+#[inline(always)]
 fn place(group: usize) -> (usize, usize) {
     (group / 8 * 32 + group % 2 * 16, group % 8 / 2 * 2)
 }
@@ -45,6 +49,7 @@ fn place(group: usize) -> (usize, usize) {
 /// `y = (d·(scale − 32))·(q − 4·[bit clear])`. Layout: 32 bytes of third bits, 64 bytes of 2-bit
 /// values as in [`q2_k`], 16 scales of 6 bits in 12 bytes, d. Bit `k` of third-bit byte `j` belongs
 /// to value `32k + j`.
+#[inline(always)]
 pub(crate) fn q3_k(b: &[u8; 110], y: &mut [f32; 256]) {
     let d = half_at(b, 108);
     let (third, values, packed) = (&b[0..32], &b[32..96], twelve(b, 96));
@@ -63,6 +68,7 @@ pub(crate) fn q3_k(b: &[u8; 110], y: &mut [f32; 256]) {
 
 /// `y = (d·scale)·q − dmin·minimum`. Layout: d, dmin, 12 bytes of scales and minima, 128 bytes of
 /// nibbles; each 32 bytes hold 64 values, low nibbles first.
+#[inline(always)]
 pub(crate) fn q4_k(b: &[u8; 144], y: &mut [f32; 256]) {
     let (d, dmin) = (half_at(b, 0), half_at(b, 2));
     let (scale, minimum) = scales_and_minima(&twelve(b, 4));
@@ -78,6 +84,7 @@ pub(crate) fn q4_k(b: &[u8; 144], y: &mut [f32; 256]) {
 
 /// As [`q4_k`] with 32 bytes of fifth bits before the nibbles: bit `k` of byte `j` belongs to
 /// value `32k + j`.
+#[inline(always)]
 pub(crate) fn q5_k(b: &[u8; 176], y: &mut [f32; 256]) {
     let (d, dmin) = (half_at(b, 0), half_at(b, 2));
     let (scale, minimum) = scales_and_minima(&twelve(b, 4));
@@ -96,6 +103,7 @@ pub(crate) fn q5_k(b: &[u8; 176], y: &mut [f32; 256]) {
 /// `y = (d·scale)·(q − 32)`. Layout: 128 bytes of low nibbles, 64 bytes of upper bit pairs, 16
 /// signed scales, d. Each half of the block is 128 values: 64 bytes of nibbles (low ones first)
 /// and 32 bytes of pairs.
+#[inline(always)]
 pub(crate) fn q6_k(b: &[u8; 210], y: &mut [f32; 256]) {
     let d = half_at(b, 208);
     for (group, out) in y.as_chunks_mut::<32>().0.iter_mut().enumerate() {

@@ -4,11 +4,10 @@
 //! reference; every multiplication and addition happens in f32 in the same order, so the values
 //! are equal bit for bit (`tests/golden/make_gguf_quants.py` records them).
 
-use half::{bf16, f16};
 use luthier_core::{Error, Result};
 use rayon::prelude::*;
 
-use crate::quant_k;
+use crate::{quant_k, simd::vectorised};
 
 /// How values are stored. Plain floats count as blocks of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -152,47 +151,81 @@ pub fn dequantize(ty: GgmlType, bytes: &[u8], out: &mut [f32]) -> Result<()> {
     Ok(())
 }
 
-/// The same on this thread. `bytes` and `out` hold the same number of whole blocks.
-pub(crate) fn dequantize_serial(ty: GgmlType, bytes: &[u8], out: &mut [f32]) {
-    debug_assert_eq!(ty.bytes_for(out.len()), Some(bytes.len()), "whole blocks");
-    match ty {
-        GgmlType::F32 => {
-            each::<4, 1>(bytes, out, |b, y| y[0] = f32::from_le_bytes(*b));
+/// Calls `$block` with each block and its values. A macro, because a function handed over as an
+/// argument would be compiled on its own, without the instructions that `vectorised` allows.
+macro_rules! each {
+    ($bytes:ident, $out:ident, $size:literal, $n:literal, $block:path) => {{
+        let (blocks, values) = ($bytes.as_chunks::<$size>().0, $out.as_chunks_mut::<$n>().0);
+        for (b, y) in blocks.iter().zip(values) {
+            $block(b, y);
         }
-        GgmlType::F16 => each::<2, 1>(bytes, out, |b, y| y[0] = f16::from_le_bytes(*b).to_f32()),
-        GgmlType::BF16 => each::<2, 1>(bytes, out, |b, y| y[0] = bf16::from_le_bytes(*b).to_f32()),
-        GgmlType::Q8_0 => each::<34, 32>(bytes, out, q8_0),
-        GgmlType::Q4_0 => each::<18, 32>(bytes, out, q4_0),
-        GgmlType::Q4_1 => each::<20, 32>(bytes, out, q4_1),
-        GgmlType::Q5_0 => each::<22, 32>(bytes, out, q5_0),
-        GgmlType::Q5_1 => each::<24, 32>(bytes, out, q5_1),
-        GgmlType::Q2_K => each::<84, 256>(bytes, out, quant_k::q2_k),
-        GgmlType::Q3_K => each::<110, 256>(bytes, out, quant_k::q3_k),
-        GgmlType::Q4_K => each::<144, 256>(bytes, out, quant_k::q4_k),
-        GgmlType::Q5_K => each::<176, 256>(bytes, out, quant_k::q5_k),
-        GgmlType::Q6_K => each::<210, 256>(bytes, out, quant_k::q6_k),
+    }};
+}
+
+vectorised! {
+    /// The same on this thread. `bytes` and `out` hold the same number of whole blocks.
+    pub fn dequantize_serial(ty: GgmlType, bytes: &[u8], out: &mut [f32]) {
+        debug_assert_eq!(ty.bytes_for(out.len()), Some(bytes.len()), "whole blocks");
+        match ty {
+            GgmlType::F32 => each!(bytes, out, 4, 1, f32),
+            GgmlType::F16 => each!(bytes, out, 2, 1, f16),
+            GgmlType::BF16 => each!(bytes, out, 2, 1, bf16),
+            GgmlType::Q8_0 => each!(bytes, out, 34, 32, q8_0),
+            GgmlType::Q4_0 => each!(bytes, out, 18, 32, q4_0),
+            GgmlType::Q4_1 => each!(bytes, out, 20, 32, q4_1),
+            GgmlType::Q5_0 => each!(bytes, out, 22, 32, q5_0),
+            GgmlType::Q5_1 => each!(bytes, out, 24, 32, q5_1),
+            GgmlType::Q2_K => each!(bytes, out, 84, 256, quant_k::q2_k),
+            GgmlType::Q3_K => each!(bytes, out, 110, 256, quant_k::q3_k),
+            GgmlType::Q4_K => each!(bytes, out, 144, 256, quant_k::q4_k),
+            GgmlType::Q5_K => each!(bytes, out, 176, 256, quant_k::q5_k),
+            GgmlType::Q6_K => each!(bytes, out, 210, 256, quant_k::q6_k),
+        }
     }
 }
 
 #[inline(always)]
-fn each<const B: usize, const N: usize>(
-    bytes: &[u8],
-    out: &mut [f32],
-    block: impl Fn(&[u8; B], &mut [f32; N]),
-) {
-    let (bytes, _) = bytes.as_chunks::<B>();
-    let (out, _) = out.as_chunks_mut::<N>();
-    for (b, y) in bytes.iter().zip(out) {
-        block(b, y);
-    }
+fn f32(b: &[u8; 4], y: &mut [f32; 1]) {
+    y[0] = f32::from_le_bytes(*b);
+}
+
+#[inline(always)]
+fn f16(b: &[u8; 2], y: &mut [f32; 1]) {
+    y[0] = half(u16::from_le_bytes(*b));
+}
+
+#[inline(always)]
+fn bf16(b: &[u8; 2], y: &mut [f32; 1]) {
+    y[0] = f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
+}
+
+/// A half float's value, exactly, in operations that vectorise: the exponent is moved into place
+/// and its bias corrected by a multiplication, which takes care of subnormal numbers too.
+#[inline(always)]
+fn half(bits: u16) -> f32 {
+    const BIAS: f32 = f32::from_bits((127 + 112) << 23);
+    let moved = u32::from(bits & 0x7fff) << 13;
+    let infinite = f32::from_bits(moved | 0x7f80_0000);
+    let value = if moved >= 0x7c00 << 13 { infinite } else { f32::from_bits(moved) * BIAS };
+    f32::from_bits(value.to_bits() | u32::from(bits & 0x8000) << 16)
+}
+
+/// The half float at byte `i` of one block, for formats with blocks of 32 in halves. Hidden from
+/// the optimiser, which would otherwise work on the same byte of sixteen blocks side by side and
+/// spend most of its time gathering them.
+#[inline(always)]
+fn scale_at(block: &[u8], i: usize) -> f32 {
+    std::hint::black_box(half_at(block, i))
 }
 
 /// The half float at byte `i`.
+#[inline(always)]
 pub(crate) fn half_at(block: &[u8], i: usize) -> f32 {
-    f16::from_le_bytes([block[i], block[i + 1]]).to_f32()
+    half(u16::from_le_bytes([block[i], block[i + 1]]))
 }
 
 /// `y = q · d`.
+#[inline(always)]
 fn q8_0(b: &[u8; 34], y: &mut [f32; 32]) {
     let d = half_at(b, 0);
     for j in 0..32 {
@@ -201,8 +234,9 @@ fn q8_0(b: &[u8; 34], y: &mut [f32; 32]) {
 }
 
 /// `y = d · (q − 8)`; low nibbles are the first half of the block, high nibbles the second.
+#[inline(always)]
 fn q4_0(b: &[u8; 18], y: &mut [f32; 32]) {
-    let d = half_at(b, 0);
+    let d = scale_at(b, 0);
     for j in 0..16 {
         let q = b[2 + j];
         y[j] = d * f32::from((q & 15) as i8 - 8);
@@ -211,8 +245,9 @@ fn q4_0(b: &[u8; 18], y: &mut [f32; 32]) {
 }
 
 /// `y = d · q + m`.
+#[inline(always)]
 fn q4_1(b: &[u8; 20], y: &mut [f32; 32]) {
-    let (d, m) = (half_at(b, 0), half_at(b, 2));
+    let (d, m) = (scale_at(b, 0), half_at(b, 2));
     for j in 0..16 {
         let q = b[4 + j];
         y[j] = d * f32::from(q & 15) + m;
@@ -221,11 +256,13 @@ fn q4_1(b: &[u8; 20], y: &mut [f32; 32]) {
 }
 
 /// The fifth bits of a block: bit `j` belongs to value `j`.
+#[inline(always)]
 fn fifth(b: &[u8], i: usize) -> u32 {
     u32::from_le_bytes([b[i], b[i + 1], b[i + 2], b[i + 3]])
 }
 
 /// `y = d · (q − 16)`.
+#[inline(always)]
 fn q5_0(b: &[u8; 22], y: &mut [f32; 32]) {
     let (d, high) = (half_at(b, 0), fifth(b, 2));
     for j in 0..16 {
@@ -237,6 +274,7 @@ fn q5_0(b: &[u8; 22], y: &mut [f32; 32]) {
 }
 
 /// `y = d · q + m`.
+#[inline(always)]
 fn q5_1(b: &[u8; 24], y: &mut [f32; 32]) {
     let (d, m, high) = (half_at(b, 0), half_at(b, 2), fifth(b, 4));
     for j in 0..16 {
@@ -249,6 +287,8 @@ fn q5_1(b: &[u8; 24], y: &mut [f32; 32]) {
 
 #[cfg(test)]
 mod tests {
+    use half::f16;
+
     use super::*;
 
     #[test]
@@ -260,6 +300,14 @@ mod tests {
         }
         assert!(GgmlType::from_id(23).unwrap_err().contains("IQ4_XS"));
         assert!(GgmlType::from_id(99).unwrap_err().contains("99"));
+    }
+
+    #[test]
+    fn every_half_float_has_its_value() {
+        for bits in 0..=u16::MAX {
+            let (got, want) = (half(bits), f16::from_bits(bits).to_f32());
+            assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{bits:#x}");
+        }
     }
 
     #[test]

@@ -1,0 +1,281 @@
+//! Linear maps that read the same input, each with its low-rank addition: forward and backward.
+
+use candle_core::{CpuStorage, Layout, Storage, StorageRef, Tensor};
+use luthier_core::{Error, Found, LowRank, Result};
+use luthier_kernels::{
+    gemm::{Output, Term, View, product},
+    num::{Numbers, Precision},
+    pool::{Buffer, Kept, read},
+};
+
+use crate::weight::{Linear, Weight};
+
+/// A tensor's numbers, borrowed for a while.
+pub(super) struct Read<'a> {
+    storage: StorageRef<'a>,
+    layout: &'a Layout,
+}
+
+impl<'a> Read<'a> {
+    pub(super) fn new(tensor: &'a Tensor) -> Result<Self> {
+        let (storage, layout) = tensor.storage_and_layout();
+        if !matches!(&*storage, Storage::Cpu(CpuStorage::F32(_))) || !layout.is_contiguous() {
+            return Err(Error::failed("tensor", "expected contiguous f32 on the CPU"));
+        }
+        Ok(Read { storage, layout })
+    }
+}
+
+impl std::ops::Deref for Read<'_> {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        let Storage::Cpu(CpuStorage::F32(data)) = &*self.storage else {
+            unreachable!("checked when it was made")
+        };
+        let from = self.layout.start_offset();
+        &data[from..from + self.layout.shape().elem_count()]
+    }
+}
+
+/// A linear map and what a hook adds to it.
+pub(super) struct Branch<'a> {
+    pub(super) lin: &'a Linear,
+    pub(super) low: Option<&'a LowRank>,
+}
+
+impl Branch<'_> {
+    /// Whether anything here learns.
+    pub(super) fn learns(&self) -> bool {
+        let bias = self.lin.bias.as_ref().is_some_and(Tensor::is_variable);
+        self.low.is_some() || bias || matches!(self.lin.weight, Weight::Learned(..))
+    }
+
+    fn rank(&self) -> usize {
+        self.low.map_or(0, |low| low.a_ri.dims()[0])
+    }
+}
+
+/// The numbers of a branch while it is computed.
+struct Operands<'a> {
+    w_oi: Matrix<'a>,
+    low: Option<(Read<'a>, Read<'a>)>,
+    o: usize,
+    r: usize,
+}
+
+enum Matrix<'a> {
+    Frozen(View<'a>),
+    Learned(Read<'a>, usize),
+}
+
+impl<'a> Operands<'a> {
+    fn new(branch: &'a Branch) -> Result<Self> {
+        let (w_oi, o) = match &branch.lin.weight {
+            Weight::Frozen(w) => (Matrix::Frozen(w.view()), w.dims().0),
+            Weight::Learned(w, _) => {
+                let (o, i) = w.dims2()?;
+                (Matrix::Learned(Read::new(w)?, i), o)
+            }
+        };
+        let low = match branch.low {
+            Some(low) => Some((Read::new(&low.a_ri)?, Read::new(&low.b_or)?)),
+            None => None,
+        };
+        Ok(Operands { w_oi, low, o, r: branch.rank() })
+    }
+
+    fn w_oi(&self) -> View<'_> {
+        match &self.w_oi {
+            Matrix::Frozen(view) => *view,
+            Matrix::Learned(w, i) => View::rows(&**w, *i),
+        }
+    }
+
+    /// The factors `(r, in)` and `(out, r)`.
+    fn factors(&self, i: usize) -> Option<(View<'_>, View<'_>)> {
+        self.low.as_ref().map(|(a, b)| (View::rows(&**a, i), View::rows(&**b, self.r)))
+    }
+}
+
+/// The input of a fan in the backward pass.
+pub(super) enum Input<'a> {
+    /// It was kept.
+    Kept(&'a Kept),
+    /// It is computed again, where its numbers are needed.
+    Again(&'a dyn Fn() -> Kept),
+}
+
+/// Branches that read one input of `n` rows and `i` columns.
+pub(super) struct Fan<'a> {
+    pub(super) branches: &'a [Branch<'a>],
+    pub(super) precision: Precision,
+    pub(super) n: usize,
+    pub(super) i: usize,
+}
+
+impl Fan<'_> {
+    /// Whether anything here learns.
+    pub(super) fn learns(&self) -> bool {
+        self.branches.iter().any(Branch::learns)
+    }
+
+    fn operands(&self) -> Result<Vec<Operands<'_>>> {
+        self.branches.iter().map(Operands::new).collect()
+    }
+
+    /// Sets or adds each branch's output. Returns the narrow products `scale · x Aᵀ` of all
+    /// branches side by side.
+    pub(super) fn forward(
+        &self,
+        x_ni: Numbers,
+        output: Output,
+        outs: &mut [&mut [f32]],
+    ) -> Result<Option<Kept>> {
+        let Fan { n, i, precision, .. } = *self;
+        let operands = self.operands()?;
+        let x = View::rows(x_ni, i);
+        let t = self.narrow(x, &operands);
+        let r_all: usize = operands.iter().map(|p| p.r).sum();
+        let mut column = 0;
+        for ((branch, p), out) in self.branches.iter().zip(&operands).zip(outs) {
+            let mut terms = vec![Term { a: x, b: p.w_oi().t(), k: i }];
+            if let (Some((_, b)), Some(t)) = (p.factors(i), &t) {
+                let t = View::rows(t.numbers(), r_all).from(0, column);
+                terms.push(Term { a: t, b: b.t(), k: p.r });
+            }
+            column += p.r;
+            product(precision, n, p.o, &terms, output, out, p.o);
+            if let Some(bias) = &branch.lin.bias {
+                let bias = Read::new(bias)?;
+                for row in out.chunks_exact_mut(p.o) {
+                    row.iter_mut().zip(&*bias).for_each(|(y, b)| *y += b);
+                }
+            }
+        }
+        Ok(t)
+    }
+
+    fn narrow(&self, x: View, operands: &[Operands]) -> Option<Kept> {
+        let Fan { n, i, precision, .. } = *self;
+        let r_all: usize = operands.iter().map(|p| p.r).sum();
+        if r_all == 0 {
+            return None;
+        }
+        // All first factors under each other and scaled, for one product.
+        let mut a = Buffer::new(r_all * i);
+        let mut rest = &mut a[..];
+        for (p, branch) in operands.iter().zip(self.branches) {
+            let (Some((from, _)), Some(low)) = (&p.low, branch.low) else { continue };
+            let to;
+            (to, rest) = rest.split_at_mut(p.r * i);
+            to.iter_mut().zip(&**from).for_each(|(to, a)| *to = low.scale * a);
+        }
+        let mut t = Buffer::new(n * r_all);
+        let term = Term { a: x, b: View::rows(&a, i).t(), k: i };
+        product(precision, n, r_all, &[term], Output::Set, &mut t, r_all);
+        Some(Kept::take(precision, t))
+    }
+
+    /// From the outputs' gradients to those of everything learned here and, if asked for, of the
+    /// input.
+    pub(super) fn backward(
+        &self,
+        x: Input,
+        t: Option<&Kept>,
+        dys: &[&Kept],
+        dx: Option<&mut [f32]>,
+        found: &mut Found,
+    ) -> Result<()> {
+        let Fan { n, i, precision, .. } = *self;
+        let operands = self.operands()?;
+        let r_all: usize = operands.iter().map(|p| p.r).sum();
+        let mut dt = Buffer::new(n * r_all);
+        let mut column = 0;
+        for ((branch, p), dy) in self.branches.iter().zip(&operands).zip(dys) {
+            let (Some((_, b)), Some(low)) = (p.factors(i), branch.low) else { continue };
+            let term = Term { a: View::rows(dy.numbers(), p.o), b, k: p.o };
+            product(precision, n, p.r, &[term], Output::Set, &mut dt[column..], r_all);
+            for row in dt.chunks_exact_mut(r_all) {
+                row[column..column + p.r].iter_mut().for_each(|dt| *dt *= low.scale);
+            }
+            column += p.r;
+        }
+        let dt = (r_all > 0).then(|| Kept::take(precision, dt));
+        if let Some(dx) = dx {
+            let mut terms: Vec<Term> = Vec::with_capacity(2 * operands.len());
+            let mut column = 0;
+            for (p, dy) in operands.iter().zip(dys) {
+                terms.push(Term { a: View::rows(dy.numbers(), p.o), b: p.w_oi(), k: p.o });
+                if let (Some((a, _)), Some(dt)) = (p.factors(i), &dt) {
+                    let dt = View::rows(dt.numbers(), r_all).from(0, column);
+                    terms.push(Term { a: dt, b: a, k: p.r });
+                }
+                column += p.r;
+            }
+            product(precision, n, i, &terms, Output::Set, dx, i);
+        }
+        let weights = self.branches.iter().any(|b| matches!(b.lin.weight, Weight::Learned(..)));
+        let again;
+        let x = match x {
+            _ if r_all == 0 && !weights => None,
+            Input::Kept(x) => Some(x),
+            Input::Again(x) => {
+                again = x();
+                Some(&again)
+            }
+        };
+        if let (Some(x), Some(dt)) = (x, &dt) {
+            self.factors(x, t, dt, dys, &operands, found)?;
+        }
+        for ((branch, p), dy) in self.branches.iter().zip(&operands).zip(dys) {
+            if let (Weight::Learned(w, _), Some(x)) = (&branch.lin.weight, x) {
+                let mut dw = vec![0f32; p.o * i];
+                let dy = View::rows(dy.numbers(), p.o).t();
+                let term = Term { a: dy, b: View::rows(x.numbers(), i), k: n };
+                product(precision, p.o, i, &[term], Output::Set, &mut dw, i);
+                found(w, Tensor::from_vec(dw, (p.o, i), w.device())?)?;
+            }
+            if let Some(bias) = branch.lin.bias.as_ref().filter(|b| b.is_variable()) {
+                let mut db = vec![0f32; p.o];
+                for token in 0..n {
+                    read(dy.numbers(), token * p.o..(token + 1) * p.o, |dy| {
+                        db.iter_mut().zip(dy).for_each(|(db, dy)| *db += dy);
+                    });
+                }
+                found(bias, Tensor::from_vec(db, p.o, bias.device())?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gradients of the low-rank factors.
+    fn factors(
+        &self,
+        x: &Kept,
+        t: Option<&Kept>,
+        dt: &Kept,
+        dys: &[&Kept],
+        operands: &[Operands],
+        found: &mut Found,
+    ) -> Result<()> {
+        let Fan { n, i, precision, .. } = *self;
+        let r_all: usize = operands.iter().map(|p| p.r).sum();
+        let mut da = Buffer::new(r_all * i);
+        let (dt, x) = (View::rows(dt.numbers(), r_all).t(), View::rows(x.numbers(), i));
+        product(precision, r_all, i, &[Term { a: dt, b: x, k: n }], Output::Set, &mut da, i);
+        let mut column = 0;
+        for ((branch, p), dy) in self.branches.iter().zip(operands).zip(dys) {
+            let (Some(low), Some(t)) = (branch.low, t) else { continue };
+            let part = da[column * i..(column + p.r) * i].to_vec();
+            found(&low.a_ri, Tensor::from_vec(part, (p.r, i), low.a_ri.device())?)?;
+            let mut db = vec![0f32; p.o * p.r];
+            let dy = View::rows(dy.numbers(), p.o).t();
+            let t = View::rows(t.numbers(), r_all).from(0, column);
+            let term = Term { a: dy, b: t, k: n };
+            product(precision, p.o, p.r, &[term], Output::Set, &mut db, p.r);
+            found(&low.b_or, Tensor::from_vec(db, (p.o, p.r), low.b_or.device())?)?;
+            column += p.r;
+        }
+        Ok(())
+    }
+}
