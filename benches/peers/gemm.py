@@ -2,8 +2,8 @@
 
     python gemm.py [--shapes 256x576x576,…] [--seconds 0.3]
 
-A shape is rows × out × in. One JSON line: {"products": [{"op", "precision", "m", "n", "k", "gflops"}]};
-`fwd` is x·Wᵀ (n = out, k = in), `dx` is dy·W (n = in, k = out), as in luthier's own bench.
+A shape is rows × out × in of the layer. One JSON line: {"products": [{"op", "precision", "m", "n", "k",
+"gflops"}]}; for both `fwd`, x·Wᵀ, and `dx`, dy·W, m is rows, n out, k in, as in luthier's own bench.
 """
 
 import argparse
@@ -50,11 +50,10 @@ def main():
             weight = torch.randn(out, width).to(dtype)
             x, dy = torch.randn(rows, width).to(dtype), torch.randn(rows, out).to(dtype)
             flop = 2.0 * rows * out * width
-            made = {"fwd": (out, width, lambda: F.linear(x, weight)),
-                    "dx": (width, out, lambda: torch.mm(dy, weight))}
-            for op, (n, k, work) in made.items():
+            for op, work in (("fwd", lambda: F.linear(x, weight)), ("dx", lambda: torch.mm(dy, weight))):
+                shape = {"m": rows, "n": out, "k": width}
                 rate = gflops(work, flop, a.seconds)
-                products.append({"op": op, "precision": precision, "m": rows, "n": n, "k": k, "gflops": rate})
+                products.append({"op": op, "precision": precision, **shape, "gflops": rate})
     setting.answer({"peer": setting.versions("torch"), "threads": threads, "products": products})
 
 

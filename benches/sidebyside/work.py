@@ -180,7 +180,7 @@ class Products(Work):
             mine = ours.get(key)
             ratio = "–" if mine is None else f"{mine / rate:.2f} ×"
             rows.append([f"{key[0]} {shape(key)}", "–" if mine is None else f"{mine:.0f}", f"{rate:.0f}", ratio])
-        return "Matrix products, GFLOP/s (rows × n × k):\n\n" + lines.markdown(rows)
+        return "Matrix products, GFLOP/s (rows × out × in of the layer):\n\n" + lines.markdown(rows)
 
 
 def shape(key):

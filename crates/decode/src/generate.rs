@@ -3,7 +3,8 @@
 //! A step lays the new tokens of every live sequence into one flat run (a whole prompt for a
 //! sequence that has just entered, one token for the others), reads logits at each row's last
 //! token, and chooses. A finished sequence leaves its slot to the next prompt at once. What a
-//! sequence becomes depends on its prompt, its index and the seed, never on its company.
+//! sequence becomes depends on its prompt, its index and the seed; its company changes no more than
+//! the rounding of a logit, where few rows are multiplied in another order than many.
 
 mod live;
 mod options;

@@ -114,9 +114,7 @@ impl CustomOp3 for Attend {
         };
         tensor::with(q, |q| {
             tensor::with(k, |k| {
-                tensor::with(v, |v| {
-                    tensor::with(z, |z| tensor::with(dz, |dz| run(q, k, v, z, dz)))
-                })
+                tensor::with(v, |v| tensor::with(z, |z| tensor::with(dz, |dz| run(q, k, v, z, dz))))
             })
         })?????;
         Ok((

@@ -7,6 +7,9 @@
 //! This is the only crate with `unsafe`; each block says why it is sound.
 #![allow(unsafe_code)]
 
+// Not called here: naming it turns on AVX-512 in candle's own products, the path of most hooks.
+use ::gemm as _;
+
 pub mod attention;
 pub mod blocks;
 pub mod few;
@@ -17,7 +20,6 @@ pub mod memory;
 pub mod nll;
 pub mod norm;
 pub mod num;
-pub mod old;
 pub mod pool;
 pub mod quant;
 mod quant_k;

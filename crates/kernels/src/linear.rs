@@ -60,14 +60,23 @@ enum Rows {
 impl Frozen {
     /// From row-major `(o, i)` numbers, multiplied and held in `precision`.
     pub fn new(w_oi: Vec<f32>, o: usize, i: usize, precision: Precision) -> Result<Self> {
-        if w_oi.len() != o * i {
-            bail!("a ({o}, {i}) weight needs {} numbers, got {}", o * i, w_oi.len());
-        }
         let held = match precision {
             Precision::F32 => Held::F32(w_oi),
             Precision::Bf16 => Held::new(precision, &w_oi),
         };
-        Ok(Frozen { rows: Arc::new(Rows::Held(held)), precision, o, i })
+        Frozen::held(held, o, i)
+    }
+
+    /// From row-major `(o, i)` numbers, multiplied as they are held.
+    pub fn held(w_oi: Held, o: usize, i: usize) -> Result<Self> {
+        if w_oi.len() != o * i {
+            bail!("a ({o}, {i}) weight needs {} numbers, got {}", o * i, w_oi.len());
+        }
+        let precision = match w_oi {
+            Held::F32(_) => Precision::F32,
+            Held::Bf16(_) => Precision::Bf16,
+        };
+        Ok(Frozen { rows: Arc::new(Rows::Held(w_oi)), precision, o, i })
     }
 
     /// Quantised rows, never expanded as a whole, multiplied in `precision`.

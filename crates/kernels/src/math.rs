@@ -14,7 +14,8 @@ pub fn exp(x: f32) -> f32 {
     // Adding and subtracting 1.5·2^23 rounds to the nearest integer.
     const ROUND: f32 = 12_582_912.0;
     let clamped = x.clamp(-87.0, 88.0);
-    let n = (clamped * std::f32::consts::LOG2_E + ROUND) - ROUND;
+    let rounded = clamped * std::f32::consts::LOG2_E + ROUND;
+    let n = rounded - ROUND;
     let r = (clamped - n * LN2_HI) - n * LN2_LO;
     // Taylor coefficients of e^r on |r| ≤ ln2/2, highest first (error below 2e-8).
     let p = 1.388_888_9e-3;
@@ -23,7 +24,8 @@ pub fn exp(x: f32) -> f32 {
     let p = p * r + 0.166_666_67;
     let p = p * r + 0.5;
     let p = p * r * r + r + 1.0;
-    let scale = f32::from_bits((((n as i32) + 127) << 23) as u32);
+    // The low bits of the rounded sum are those of n: no conversion, which would check its range.
+    let scale = f32::from_bits((rounded.to_bits() << 23).wrapping_add(127 << 23));
     let y = p * scale;
     if x < -87.0 { 0.0 } else { y }
 }

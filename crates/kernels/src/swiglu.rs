@@ -55,8 +55,7 @@ pub fn kept(precision: Precision, gate: Numbers, up: Numbers) -> Kept {
 
 /// Gradients of `gate` and `up`, kept as `precision` multiplies them.
 pub fn backward(precision: Precision, gate: Numbers, up: Numbers, dy: &[f32]) -> (Kept, Kept) {
-    let (mut d_gate, mut d_up) =
-        (Kept::room(precision, dy.len()), Kept::room(precision, dy.len()));
+    let (mut d_gate, mut d_up) = (Kept::room(precision, dy.len()), Kept::room(precision, dy.len()));
     let parts = d_gate.parts(CHUNK).into_iter().zip(d_up.parts(CHUNK));
     let tasks = parts.zip(dy.chunks(CHUNK)).enumerate().collect();
     type Pieces<'a> = (usize, ((Part<'a>, Part<'a>), &'a [f32]));

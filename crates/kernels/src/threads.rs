@@ -29,10 +29,10 @@ pub fn count() -> usize {
 
 /// Calls `f` with every task: on this thread within [`alone`], else on all of the pool's.
 pub fn for_each<T: Send>(tasks: Vec<T>, f: impl Fn(T) + Sync + Send) {
-    match count() {
-        1 => tasks.into_iter().for_each(f),
-        _ => tasks.into_par_iter().for_each(f),
+    if tasks.len() <= 1 || count() == 1 {
+        return tasks.into_iter().for_each(f);
     }
+    tasks.into_par_iter().for_each(f);
 }
 
 /// Keeps candle from starting worker threads of its own, which wait by spinning and take the cores

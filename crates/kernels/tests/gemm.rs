@@ -159,7 +159,7 @@ fn rows_do_not_depend_on_their_company_or_on_threads() {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             assert_eq!(pool.install(|| run(m, 0)), all);
         }
-        assert_eq!(run(3, 100), all[100 * n..103 * n]);
+        assert_eq!(run(13, 100), all[100 * n..113 * n]);
     }
 }
 

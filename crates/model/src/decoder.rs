@@ -226,13 +226,7 @@ impl Model for Decoder {
         }
     }
 
-    fn tape(
-        &self,
-        l: usize,
-        h_nd: &Tensor,
-        below: bool,
-        ctx: &mut Ctx,
-    ) -> Result<Option<Taped>> {
+    fn tape(&self, l: usize, h_nd: &Tensor, below: bool, ctx: &mut Ctx) -> Result<Option<Taped>> {
         self.fused_tape(l, h_nd, below, ctx)
     }
 

@@ -9,7 +9,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use half::bf16;
 use luthier_core::{Error, Result};
+use luthier_kernels::num::narrow;
 use rayon::prelude::*;
 
 use crate::quant::{self, GgmlType};
@@ -58,6 +60,25 @@ impl DataFile {
 
     /// Reads the values stored as `ty` at `offset` into `out`, on all threads for large tensors.
     pub fn read_f32(&self, ty: GgmlType, offset: u64, out: &mut [f32]) -> Result<()> {
+        self.read_chunks(ty, offset, out, |bytes, out| quant::dequantize_serial(ty, bytes, out))
+    }
+
+    /// As [`DataFile::read_f32`], rounded to bf16 a piece at a time: the whole never exists in f32.
+    pub fn read_bf16(&self, ty: GgmlType, offset: u64, out: &mut [bf16]) -> Result<()> {
+        self.read_chunks(ty, offset, out, |bytes, out| {
+            let mut wide = vec![0f32; out.len()];
+            quant::dequantize_serial(ty, bytes, &mut wide);
+            narrow(&wide, out);
+        })
+    }
+
+    fn read_chunks<T: Send>(
+        &self,
+        ty: GgmlType,
+        offset: u64,
+        out: &mut [T],
+        convert: impl Fn(&[u8], &mut [T]) + Sync,
+    ) -> Result<()> {
         let at = |what: String| Error::failed(self.path.display().to_string(), what);
         let total = ty
             .bytes_for(out.len())
@@ -71,7 +92,7 @@ impl DataFile {
             let n = out.len() / ty.block_elements() * ty.block_bytes();
             let mut bytes = vec![0u8; n];
             self.read(offset + (i * chunk_bytes) as u64, &mut bytes)?;
-            quant::dequantize_serial(ty, &bytes, out);
+            convert(&bytes, out);
             Ok(())
         })
     }

@@ -17,8 +17,24 @@ use crate::{
 struct Loader<'a> {
     source: &'a Source,
     config: &'a ModelConfig,
-    precision: Precision,
+    holding: Holding,
     sites: SiteMap,
+}
+
+/// How a model's weights are held in memory.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Holding {
+    /// The arithmetic of matrix products; weights are expanded to it.
+    pub precision: Precision,
+    /// Quantised weights stay as their file has them: the least memory, and the fastest for a few
+    /// tokens at a time. Large batches are faster with expanded weights.
+    pub stored: bool,
+}
+
+impl From<Precision> for Holding {
+    fn from(precision: Precision) -> Self {
+        Holding { precision, stored: false }
+    }
 }
 
 impl Loader<'_> {
@@ -28,8 +44,11 @@ impl Loader<'_> {
     }
 
     fn matrix(&self, name: &str, o: usize, i: usize) -> Result<Weight> {
-        let data = self.source.load_f32(name)?;
-        Ok(Weight::Frozen(Frozen::new(data, o, i, self.precision)?))
+        let Holding { precision, stored } = self.holding;
+        if stored && let Some(blocks) = self.source.load_blocks(name)? {
+            return Ok(Weight::Frozen(Frozen::quantised(blocks, precision)));
+        }
+        Ok(Weight::Frozen(Frozen::held(self.source.load_held(name, precision)?, o, i)?))
     }
 
     fn linear(
@@ -96,15 +115,16 @@ impl Loader<'_> {
 }
 
 impl Decoder {
-    /// Loads every weight of `source`, frozen, with products in `precision`. `loaded(done, total)`
+    /// Loads every weight of `source`, frozen, held as `holding` says. `loaded(done, total)`
     /// is called after each layer.
     pub fn load(
         source: &Source,
-        precision: Precision,
+        holding: impl Into<Holding>,
         mut loaded: impl FnMut(usize, usize),
     ) -> Result<Decoder> {
         let config = source.config().clone();
-        let mut loader = Loader { source, config: &config, precision, sites: SiteMap::default() };
+        let mut loader =
+            Loader { source, config: &config, holding: holding.into(), sites: SiteMap::default() };
         let (v, d) = (config.vocab, config.hidden);
         let module = hf_module("embed");
         let name = module.clone().unwrap_or_default();

@@ -10,7 +10,10 @@ use std::{
 };
 
 use luthier_core::{Error, Result, io, nearest::suggest};
-use luthier_kernels::blocks::Blocks;
+use luthier_kernels::{
+    blocks::Blocks,
+    num::{Held, Precision},
+};
 use rayon::prelude::*;
 use serde_json::Value;
 
@@ -212,15 +215,31 @@ impl Source {
 
     /// The values of a tensor in row order, in f32.
     pub fn load_f32(&self, name: &str) -> Result<Vec<f32>> {
+        self.load(name, DataFile::read_f32)
+    }
+
+    /// The values of a tensor in row order, as products of `precision` read them.
+    pub fn load_held(&self, name: &str, precision: Precision) -> Result<Held> {
+        Ok(match precision {
+            Precision::F32 => Held::F32(self.load(name, DataFile::read_f32)?),
+            Precision::Bf16 => Held::Bf16(self.load(name, DataFile::read_bf16)?),
+        })
+    }
+
+    fn load<T: Copy + Default + Send + Sync>(
+        &self,
+        name: &str,
+        read: impl Fn(&DataFile, GgmlType, u64, &mut [T]) -> Result<()>,
+    ) -> Result<Vec<T>> {
         let place = self.place(name)?;
         let ty = place.ty.ok_or_else(|| {
             let what = format!("tensor {name}: stored as {}, expected a float", place.dtype);
             Error::input(self.at(), what).hint("F32, F16 and BF16 weights can be read")
         })?;
-        let mut out = vec![0f32; place.shape.iter().product()];
+        let mut out = vec![T::default(); place.shape.iter().product()];
         match &self.weights {
-            Weights::Folder(files) => files[place.file].read_f32(ty, place.offset, &mut out)?,
-            Weights::Gguf(gguf) => gguf.file().read_f32(ty, place.offset, &mut out)?,
+            Weights::Folder(files) => read(&files[place.file], ty, place.offset, &mut out)?,
+            Weights::Gguf(gguf) => read(gguf.file(), ty, place.offset, &mut out)?,
         }
         match place.interleaved {
             Some(heads) => Ok(uninterleave(&out, place.shape[0], heads)),

@@ -147,8 +147,16 @@ impl Case {
 }
 
 const RAGGED: &[usize] = &[7, 1, 20, 1, 66];
-const MODELS: &[&str] =
-    &["llama", "llama-tied-llama3", "llama-bias", "llama-yarn", "mistral", "qwen2", "qwen3", "smollm3"];
+const MODELS: &[&str] = &[
+    "llama",
+    "llama-tied-llama3",
+    "llama-bias",
+    "llama-yarn",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "smollm3",
+];
 
 #[test]
 fn low_rank_additions_at_every_linear_site() {

@@ -91,7 +91,8 @@ fn shards_and_both_generations_of_config_are_the_same_model() {
         std::fs::copy(from.join("config.v4.json"), dir.path().join("config.json")).unwrap();
         std::fs::copy(from.join("model.safetensors"), dir.path().join("model.safetensors"))
             .unwrap();
-        let old = Decoder::load(&Source::open(dir.path()).unwrap(), Precision::F32, |_, _| ()).unwrap();
+        let old =
+            Decoder::load(&Source::open(dir.path()).unwrap(), Precision::F32, |_, _| ()).unwrap();
         let recorded = golden::load_tensors(format!("models/{name}/golden.safetensors"));
         let batch = golden::batch(&recorded, "");
         let old = Policy::plain(Arc::new(old));

@@ -20,6 +20,6 @@ pub mod schema;
 pub mod text;
 pub mod training;
 
-pub use open::{Opened, open};
+pub use open::{Opened, open, open_for};
 pub use precision::Precision;
 pub use schema::Recipe;

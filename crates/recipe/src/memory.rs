@@ -34,21 +34,19 @@ pub fn plan(
     plan: &Plan,
 ) -> (bool, Memory) {
     let (most, threads) = (most_shards(opened, bound), threads::count());
-    // Tokens and trained tokens of the shards that run side by side, how many shards there are, and
-    // whether the step has other passes.
-    let mut largest = (0, 0, 0, false);
+    // Tokens and trained tokens of the shards that run side by side, and how many shards there are.
+    let mut largest = (0, 0, 0);
     for step in plan.epoch(0) {
-        let passes = micro_batches(&step, rows, config.micro_tokens());
-        for micro in &passes {
-            let shards = shards(micro, rows, most);
+        for micro in micro_batches(&step, rows, config.micro_tokens()) {
+            let shards = shards(&micro, rows, most);
             let live = shards.iter().take(threads).flatten();
             let (tokens, trained) = live.fold((0, 0), |(tokens, trained), i| {
                 (tokens + rows[*i].len() as u64, trained + rows[*i].trained() as u64)
             });
-            largest = largest.max((tokens, trained, shards.len() as u64, passes.len() > 1));
+            largest = largest.max((tokens, trained, shards.len() as u64));
         }
     }
-    let (live_tokens, live_trained, shards, several) = largest;
+    let (live_tokens, live_trained, shards) = largest;
     let trainable = trainable(bound);
     let sizes = |keep| Sizes {
         // Weights that learn take the place of frozen ones, unless a run goes on from others.
@@ -62,7 +60,7 @@ pub fn plan(
         largest: bound.vars.iter().map(|(_, v)| v.elem_count() as u64).max().unwrap_or(0),
         live_tokens,
         live_trained,
-        gradients: estimate::gradient_sets(threads as u64, shards) + u64::from(several),
+        gradients: estimate::gradient_sets(threads as u64, shards),
         buffers: config.update.check().map_or(2, |plan| plan.state.len() as u64),
         halves: opened.precision == Precision::Bf16,
         block: block(opened, bound),

@@ -6,8 +6,8 @@ use std::{
 };
 
 use luthier_core::{Model, Policy, Result};
-use luthier_kernels::num;
-use luthier_model::{Decoder, ModelConfig, Source, Tokenizer, decoder::parameters, pull};
+use luthier_kernels::{few::FEW, num};
+use luthier_model::{Decoder, Holding, ModelConfig, Source, Tokenizer, decoder::parameters, pull};
 use luthier_params::{Bound, peft};
 
 use crate::precision::Precision;
@@ -37,11 +37,22 @@ pub struct Opened {
 /// Finds `name` (built-in, hub id, folder, file), fetching it if needed, and loads it. What writes
 /// weights of the model asks for [`Precision::F32`].
 pub fn open(name: &str, precision: Precision) -> Result<Opened> {
+    open_held(name, precision.resolve().into())
+}
+
+/// [`open`] for reading at most `rows` rows at a time, as in decoding: where they are few and the
+/// arithmetic need not be f32's, quantised weights stay as their file has them.
+pub fn open_for(name: &str, precision: Precision, rows: usize) -> Result<Opened> {
+    let precision = precision.resolve();
+    let stored = rows <= FEW && precision != num::Precision::F32;
+    open_held(name, Holding { precision, stored })
+}
+
+fn open_held(name: &str, holding: Holding) -> Result<Opened> {
     let path = find(name)?;
     let source = Source::open(&path)?;
     let tokenizer = Arc::new(Tokenizer::open(&path)?);
-    let precision = precision.resolve();
-    let decoder = Decoder::load(&source, precision, |_, _| ())?;
+    let decoder = Decoder::load(&source, holding, |_, _| ())?;
     let config = source.config().clone();
     Ok(Opened {
         name: name.to_string(),
@@ -49,7 +60,7 @@ pub fn open(name: &str, precision: Precision) -> Result<Opened> {
         parameters: parameters(decoder.sites(), config.tied),
         sha256: source.sha256()?.to_string(),
         model: Arc::new(decoder),
-        precision,
+        precision: holding.precision,
         config,
         tokenizer,
         source,

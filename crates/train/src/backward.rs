@@ -13,7 +13,7 @@ use luthier_core::{Batch, Ctx, Head, Model, Result, Seed, Tape};
 use luthier_loss::Log;
 use serde::{Deserialize, Serialize};
 
-use crate::step::Step;
+use crate::{step::Step, sum::AddTo};
 
 /// What happens to the values inside a block between forward and backward.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,13 +128,12 @@ impl Step<'_> {
                 let Some(again) = again else { return Ok(share) };
                 it = again;
             }
+            let mut found = |var: &Tensor, new: Tensor| match names.get(&var.id()) {
+                Some(name) => grow(gradients, name, new),
+                None => Ok(()),
+            };
             let dx_nd = match it {
-                Kept::Tape(tape) => tape.backward(&dy_nd, needs_gradient, &mut |var, new| {
-                    match names.get(&var.id()) {
-                        Some(name) => add(gradients, name, new),
-                        None => Ok(()),
-                    }
-                })?,
+                Kept::Tape(tape) => tape.backward(&dy_nd, needs_gradient, &mut found)?,
                 Kept::Graph(leaf, y_nd) => {
                     let store = (y_nd * &dy_nd)?.sum_all()?.backward()?;
                     collect(self.vars, &store, gradients)?;
@@ -161,6 +160,15 @@ fn collect(vars: &[(String, Var)], store: &GradStore, gradients: &mut Gradients)
             add(gradients, name, new.clone())?;
         }
     }
+    Ok(())
+}
+
+/// As [`add`] for a gradient that nothing else looks at: the sum is made where it lies.
+fn grow(gradients: &mut Gradients, name: &str, new: Tensor) -> Result<()> {
+    if let Some(old) = gradients.get(name) {
+        new.inplace_op2(&old.contiguous()?, &AddTo)?;
+    }
+    gradients.insert(name.to_string(), new);
     Ok(())
 }
 

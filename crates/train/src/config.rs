@@ -10,6 +10,8 @@ use crate::backward::Activation;
 
 /// Tokens of a step when nobody says how large it is, and of a pass of a step that is counted in rows.
 const BATCH_TOKENS: usize = 4096;
+/// Tokens of a pass of full fine-tuning when nothing is said: enough to keep two cores busy.
+const FULL_PASS: usize = 1024;
 
 /// The training stage of a recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -146,10 +148,12 @@ impl Train {
         self
     }
 
-    /// Tokens of one forward pass. Steps that are counted in rows have passes of the usual size.
+    /// Tokens of one forward pass. Steps that are counted in rows have passes of the usual size;
+    /// those of full fine-tuning are small, because its weights take the memory.
     pub fn micro_tokens(&self) -> usize {
         let usual = self.batch_tokens.unwrap_or(BATCH_TOKENS);
-        let asked = self.micro_tokens.unwrap_or(usual);
+        let small = if self.params.full.is_some() { FULL_PASS } else { usual };
+        let asked = self.micro_tokens.unwrap_or(small);
         if self.batch_size.is_some() { asked } else { asked.min(usual) }
     }
 }
@@ -185,6 +189,9 @@ mod tests {
         assert_eq!(micro("batch_tokens = 300\nmicro_tokens = 500"), 300);
         assert_eq!(micro("batch_tokens = 9000\nmicro_tokens = 500"), 500);
         assert_eq!(micro("batch_size = 64"), 4096);
+        assert_eq!(micro("[params.full]"), 1024);
+        assert_eq!(micro("batch_tokens = 300\n[params.full]"), 300);
+        assert_eq!(micro("batch_size = 64\nmicro_tokens = 2000\n[params.full]"), 2000);
         assert_eq!(micro("batch_size = 64\nmicro_tokens = 9000"), 9000);
     }
 

@@ -76,13 +76,14 @@ impl Memory {
     }
 }
 
-/// Most sets of gradients at a time while `shards` are summed by halves on `threads`: each thread
-/// works on a share of them, with one finished sum per level of halving and the shard in work.
+/// Most sets of gradients at a time: the sum, that of the shard in work on each thread, and one that
+/// waits for an earlier shard. A single shard adds to the sum itself.
 pub fn gradient_sets(threads: u64, shards: u64) -> u64 {
-    let threads = threads.min(shards).max(1);
-    let share = shards.div_ceil(threads).max(1);
-    let levels = u64::from(u64::BITS - (share - 1).leading_zeros());
-    (threads * (levels + 1)).min(shards.max(1))
+    match shards {
+        0 | 1 => 1,
+        _ => threads.min(shards).max(1) + 2,
+    }
+    .min(shards.max(1))
 }
 
 /// Numbers that one token leaves in one block.
@@ -143,11 +144,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn halving_holds_few_sets_of_gradients() {
-        let sets = |threads, shards| gradient_sets(threads, shards);
-        assert_eq!([sets(1, 1), sets(16, 1), sets(1, 2), sets(2, 2)], [1, 1, 2, 2]);
-        assert_eq!([sets(1, 8), sets(2, 8), sets(4, 8), sets(8, 8)], [4, 6, 8, 8]);
-        assert_eq!([sets(1, 64), sets(2, 64), sets(1, 0)], [7, 12, 1]);
+    fn few_sets_of_gradients_exist_at_a_time() {
+        let sets = gradient_sets;
+        assert_eq!([sets(1, 1), sets(16, 1), sets(1, 2), sets(2, 2), sets(1, 0)], [1, 1, 2, 2, 1]);
+        assert_eq!([sets(1, 8), sets(2, 8), sets(4, 64)], [3, 4, 6]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use luthier_core::{Row, batch::pack};
 /// Tokens a shard should have at least: smaller products leave the cores idle in packing.
 const SHARD_TOKENS: usize = 256;
 /// Shards at most.
-const SHARDS: usize = 8;
+const SHARDS: usize = 64;
 
 /// Splits a step's rows, in order, into runs of at most `micro_tokens` tokens; a longer row stands
 /// alone.

@@ -1,6 +1,13 @@
 //! One optimizer step from its shards, exact under any split.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
 
 use candle_core::{Tensor, Var};
 use luthier_core::{At, Batch, Ctx, Error, Hook, Policy, Result, Seed};
@@ -8,7 +15,7 @@ use luthier_kernels::threads;
 use luthier_loss::{Log, Objective};
 use luthier_update::Stepper;
 
-use crate::{backward::Gradients, sum::Part};
+use crate::sum::Part;
 
 /// What a step did.
 #[derive(Clone, Debug)]
@@ -59,21 +66,17 @@ impl Step<'_> {
             return Err(Error::input(format!("step {number}"), "no token of this step is trained")
                 .hint(format!("look at `luthier show` for {names}")));
         }
-        let (mut total, mut first) = (None, 0);
+        let (mut total, mut first) = (Part::default(), 0);
         for pass in passes {
-            let part = self.pass(pass, noise, first, 1.0 / normaliser).map_err(|t| match t {
+            self.pass(pass, noise, first, 1.0 / normaliser, &mut total).map_err(|t| match t {
                 Trouble::NotFinite(shard) => {
                     self.blame(number, &pass[(shard - first) as usize], describe)
                 }
                 Trouble::Error(error) => error,
             })?;
             first += pass.len() as u64;
-            total = Some(match total {
-                None => part,
-                Some(total) => Part::add(total, part)?,
-            });
         }
-        let Part { sum, logs, gradients, .. } = total.unwrap_or_default();
+        let Part { sum, logs, gradients, .. } = total;
         let info = stepper.step(&|name, _| gradients.get(name).cloned())?;
         Ok(StepReport {
             loss: sum / normaliser,
@@ -85,48 +88,57 @@ impl Step<'_> {
         })
     }
 
-    /// The shards of one pass, the first of them number `first` of the step.
-    fn pass(&self, shards: &[Batch], noise: Seed, first: u64, scale: f64) -> Attempt {
-        // With fewer shards, cores would idle if each shard kept to one.
-        let alone = shards.len() >= 2 && 2 * shards.len() > threads::count();
-        self.halves(shards, noise, first, scale, alone)
-    }
-
-    /// Sums shards by halves, so that the order of additions follows from their number alone and
-    /// only a few sets of gradients exist at a time.
-    fn halves(
+    /// Adds the shards of one pass to `total`, the first of them being number `first` of the step.
+    ///
+    /// Threads take the shards in order, and what they give is added in that order whoever is done
+    /// first: the sum follows from the shards alone, and few sets of gradients exist at a time.
+    fn pass(
         &self,
         shards: &[Batch],
         noise: Seed,
         first: u64,
         scale: f64,
-        alone: bool,
-    ) -> Attempt {
-        match shards {
-            [] => Ok(Part::default()),
-            [one] if alone => threads::alone(|| self.shard(one, noise, first, scale)),
-            [one] => self.shard(one, noise, first, scale),
-            several => {
-                let (left, right) = several.split_at(several.len().div_ceil(2));
-                let second = first + left.len() as u64;
-                let (left, right) = rayon::join(
-                    || self.halves(left, noise, first, scale, alone),
-                    || self.halves(right, noise, second, scale, alone),
-                );
-                let (left, right) = (left?, right?);
-                // Alone, so that this thread does not begin another shard in the middle of it.
-                Ok(threads::alone(|| Part::add(left, right))?)
-            }
+        total: &mut Part,
+    ) -> std::result::Result<(), Trouble> {
+        let run = |i: usize, part: &mut Part| -> std::result::Result<(), Trouble> {
+            let number = first + i as u64;
+            let noise = Some(noise.at(number));
+            let share = self.forward_backward(&shards[i], noise, scale, &mut part.gradients)?;
+            let finite = share.sum.is_finite();
+            part.count(share);
+            if finite { Ok(()) } else { Err(Trouble::NotFinite(number)) }
+        };
+        // With fewer shards, cores would idle if each shard kept to one.
+        if shards.len() < 2 || 2 * shards.len() <= threads::count() {
+            return (0..shards.len()).try_for_each(|i| run(i, total));
         }
-    }
-
-    /// One shard forward and backward.
-    fn shard(&self, batch: &Batch, noise: Seed, number: u64, scale: f64) -> Attempt {
-        let mut gradients = Gradients::new();
-        let share = self.forward_backward(batch, Some(noise.at(number)), scale, &mut gradients)?;
-        match share.sum.is_finite() {
-            true => Ok(Part::new(share, gradients)),
-            false => Err(Trouble::NotFinite(number)),
+        let next = AtomicUsize::new(0);
+        let fold = Mutex::new(Fold { total: std::mem::take(total), ..Fold::default() });
+        threads::for_each(vec![(); threads::count().min(shards.len())], |()| {
+            threads::alone(|| {
+                loop {
+                    let i = next.fetch_add(1, Ordering::Relaxed);
+                    if i >= shards.len() {
+                        return;
+                    }
+                    let mut part = Part::default();
+                    let done = run(i, &mut part);
+                    let mut fold = fold.lock().unwrap_or_else(|e| e.into_inner());
+                    if let Err(trouble) = done.and_then(|()| fold.add(i, part)) {
+                        next.store(shards.len(), Ordering::Relaxed);
+                        // Every shard before this one has begun: the first of all is told of.
+                        if fold.trouble.as_ref().is_none_or(|(first, _)| i < *first) {
+                            fold.trouble = Some((i, trouble));
+                        }
+                    }
+                }
+            });
+        });
+        let fold = fold.into_inner().unwrap_or_else(|e| e.into_inner());
+        *total = fold.total;
+        match fold.trouble {
+            Some((_, trouble)) => Err(trouble),
+            None => Ok(()),
         }
     }
 
@@ -136,7 +148,7 @@ impl Step<'_> {
         let mut seconds = 0.0;
         for _ in 0..2 {
             let begun = Instant::now();
-            match self.pass(pass, Seed(0), 0, 1.0) {
+            match self.pass(pass, Seed(0), 0, 1.0, &mut Part::default()) {
                 // A loss that is not finite is for the first step to explain; it takes its time too.
                 Ok(_) | Err(Trouble::NotFinite(_)) => {}
                 Err(Trouble::Error(error)) => return Err(error),
@@ -161,8 +173,27 @@ impl Step<'_> {
     }
 }
 
-/// What some shards gave, or what went wrong.
-type Attempt = std::result::Result<Part, Trouble>;
+/// Sums in the order of the shards.
+#[derive(Default)]
+struct Fold {
+    total: Part,
+    /// How many shards are in it.
+    added: usize,
+    /// What later shards gave.
+    waiting: BTreeMap<usize, Part>,
+    trouble: Option<(usize, Trouble)>,
+}
+
+impl Fold {
+    fn add(&mut self, i: usize, part: Part) -> std::result::Result<(), Trouble> {
+        self.waiting.insert(i, part);
+        while let Some(part) = self.waiting.remove(&self.added) {
+            self.total = Part::add(std::mem::take(&mut self.total), part)?;
+            self.added += 1;
+        }
+        Ok(())
+    }
+}
 
 /// Why a shard gave nothing.
 enum Trouble {

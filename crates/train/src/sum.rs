@@ -28,13 +28,18 @@ pub(crate) struct Part {
 }
 
 impl Part {
-    /// What one shard gave.
-    pub fn new(share: Share, gradients: Gradients) -> Self {
-        Part { sum: share.sum, logs: share.logs, gradients, own: false }
+    /// Counts a shard whose gradients are already in.
+    pub fn count(&mut self, share: Share) {
+        self.sum += share.sum;
+        add_logs(&mut self.logs, &share.logs);
+        self.own = false;
     }
 
     /// The sum of two parts, in the memory of the first where that is possible.
     pub fn add(mut first: Part, mut second: Part) -> Result<Part> {
+        if first.gradients.is_empty() && first.logs.is_empty() {
+            return Ok(second);
+        }
         first.sum += second.sum;
         add_logs(&mut first.logs, &second.logs);
         for (name, sum) in &mut first.gradients {
@@ -59,7 +64,7 @@ fn copy(tensor: &Tensor) -> Result<Tensor> {
 }
 
 /// `sum ← sum + new`, element by element.
-struct AddTo;
+pub(crate) struct AddTo;
 
 impl InplaceOp2 for AddTo {
     fn name(&self) -> &'static str {
@@ -101,7 +106,9 @@ mod tests {
     fn part(sum: f64, gradients: &[(&str, Tensor)]) -> Part {
         let logs = vec![Log { name: "nll", sum, weight: 2.0 }];
         let gradients = gradients.iter().map(|(n, t)| (n.to_string(), t.clone())).collect();
-        Part::new(Share { sum, logs }, gradients)
+        let mut part = Part { gradients, ..Part::default() };
+        part.count(Share { sum, logs });
+        part
     }
 
     fn values(part: &Part, name: &str) -> Vec<f32> {

@@ -189,7 +189,7 @@ fn any_split_of_a_batch_is_the_same_step() {
 }
 
 #[test]
-fn shards_summed_by_halves_are_one_batch_at_any_number_of_threads() {
+fn shards_summed_in_order_are_one_batch_at_any_number_of_threads() {
     let (rows, _) = small();
     let batch = |rows: &[Row]| Batch::from_rows(rows);
     // Seven shards in a pass of their own, then five in another.

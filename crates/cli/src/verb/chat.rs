@@ -42,7 +42,7 @@ const HELP: &str = "/reset begins anew, /system TEXT too with another system tur
 
 /// Talks until the input ends.
 pub fn run(args: Args) -> Result<()> {
-    let loaded = args.model.load()?;
+    let loaded = args.model.load_for(1)?;
     if loaded.opened.tokenizer.template().is_none() {
         return Err(Error::input(&loaded.opened.name, "this model has no chat template")
             .hint("it can go on from a text: luthier generate --raw --prompt TEXT"));

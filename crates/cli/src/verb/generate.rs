@@ -62,7 +62,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     // What can be wrong without the model is found before it is loaded.
     let mut examples = prompts(&args)?;
-    let loaded = args.model.load()?;
+    let loaded = args.model.load_for(examples.len() * args.n)?;
     let tokenizer = &loaded.opened.tokenizer;
     let options = args.sampling.options(&loaded.opened, Sampler::default())?;
     if args.n > 1 && options.sampler.temperature == 0.0 {

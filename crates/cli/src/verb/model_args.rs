@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use luthier_core::{Error, Policy, Result, io};
 use luthier_params::peft;
-use luthier_recipe::{Opened, Precision, open};
+use luthier_recipe::{Opened, Precision, open_for};
 
 use crate::verb::pull::bring;
 
@@ -47,12 +47,17 @@ impl ModelArgs {
 
     /// Loads the model and binds the adapter.
     pub fn load(&self) -> Result<Loaded> {
+        self.load_for(usize::MAX)
+    }
+
+    /// [`ModelArgs::load`] for decoding at most `rows` texts at a time.
+    pub fn load_for(&self, rows: usize) -> Result<Loaded> {
         if let Some(adapter) = &self.adapter {
             check_adapter(adapter)?;
         }
         let name = self.name()?;
         bring(&name)?;
-        let opened = open(&name, self.precision)?;
+        let opened = open_for(&name, self.precision, rows)?;
         let policy = opened.policy(self.adapter.as_deref())?;
         Ok(Loaded { opened, policy })
     }

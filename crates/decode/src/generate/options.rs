@@ -47,7 +47,7 @@ impl Default for Generate {
             max_new_tokens: 256,
             min_new_tokens: 0,
             max_context: 0,
-            max_batch: 16,
+            max_batch: 32,
             prefill_tokens: 2048,
             eos: Vec::new(),
             stop: Vec::new(),

@@ -1,16 +1,32 @@
 //! The blocks of attention on slices: scores, softmax, and their gradients.
 
+use half::bf16;
 use luthier_core::Rows;
 
 use super::Heads;
 use crate::{
     gemm::{Output, Term, View, product},
     math::{dot, exp, max, scale},
-    num::Numbers,
-    pool::Buffer,
+    num::{Numbers, Precision, narrow},
+    pool::{Buffer, Kept},
     simd::vectorised,
     threads,
 };
+
+/// Narrow rows where there is room for them.
+fn round(row: &[f32], at: usize, to: &mut Option<Buffer<bf16>>) {
+    if let Some(to) = to {
+        narrow(row, &mut to[at..at + row.len()]);
+    }
+}
+
+/// The rounded numbers if there are any.
+fn chosen<'a>(wide: &'a Buffer, rounded: &'a Option<Buffer<bf16>>) -> Numbers<'a> {
+    match rounded {
+        Some(rounded) => Numbers::Bf16(rounded),
+        None => Numbers::F32(wide),
+    }
+}
 
 /// Keys in one chunk: 192 × 256 scores are 192 KiB.
 const KEYS: usize = 256;
@@ -52,14 +68,36 @@ impl Heads {
         (self.first_key(i).saturating_sub(lo).min(to), to)
     }
 
-    /// The queries of `bq` tokens from `token` on whose heads share `kv`, stacked `(bq·group, e)`.
-    fn gather(&self, x: Numbers, token: usize, bq: usize, kv: usize) -> Buffer {
+    /// The numbers of `bq` tokens from `token` on whose heads share `kv`, stacked
+    /// `(bq·group, e)`, as products read them.
+    fn gather(&self, x: Numbers, token: usize, bq: usize, kv: usize) -> Kept {
+        let wide = self.group() * self.e;
+        let at = |i: usize| (token + i) * self.q_width() + kv * wide;
+        match (self.precision, x) {
+            (Precision::Bf16, Numbers::Bf16(x)) => {
+                let mut out = Buffer::new(bq * wide);
+                for (i, out) in out.chunks_exact_mut(wide).enumerate() {
+                    out.copy_from_slice(&x[at(i)..at(i) + wide]);
+                }
+                Kept::Bf16(out)
+            }
+            _ => Kept::take(self.precision, self.gather_wide(x, token, bq, kv)),
+        }
+    }
+
+    /// The same as f32.
+    fn gather_wide(&self, x: Numbers, token: usize, bq: usize, kv: usize) -> Buffer {
         let wide = self.group() * self.e;
         let mut out = Buffer::new(bq * wide);
         for (i, out) in out.chunks_exact_mut(wide).enumerate() {
             x.read((token + i) * self.q_width() + kv * wide, out);
         }
         out
+    }
+
+    /// Room for weights as products read them, where that is not the f32 they are computed in.
+    fn rounded(&self, len: usize) -> Option<Buffer<bf16>> {
+        (self.precision == Precision::Bf16).then(|| Buffer::new(len))
     }
 
     /// Keys or values of a sequence whose first token is `first`, from key `lo` on.
@@ -82,6 +120,7 @@ impl Heads {
         let (m, end) = (bq * group, i0 + bq);
         let mut z = Buffer::new(m * e);
         let mut scores = Buffer::new(m * KEYS.min(end));
+        let mut rounded = self.rounded(scores.len());
         let (mut top, mut sum) = (Buffer::new(m), Buffer::new(m));
         for kv in 0..self.k {
             let q = self.gather(q, at, bq, kv);
@@ -91,26 +130,26 @@ impl Heads {
             for lo in (begin..end).step_by(KEYS) {
                 let c = KEYS.min(end - lo);
                 let (k, v) = (self.keys(k, first, lo, kv), self.keys(v, first, lo, kv));
-                let term = Term { a: View::rows(&q, e), b: k.t(), k: e };
+                let term = Term { a: View::rows(q.numbers(), e), b: k.t(), k: e };
                 product(self.precision, m, c, &[term], Output::Set, &mut scores, c);
                 for (r, row) in scores[..m * c].chunks_exact_mut(c).enumerate() {
                     let (from, to) = self.visible(i0 + r / group, lo, c);
                     row[..from].fill(0.0);
                     row[to..].fill(0.0);
-                    let row = &mut row[from..to];
-                    let new_top = top[r].max(max(row) * a);
-                    if row.is_empty() {
-                        continue;
-                    }
+                    let new_top = top[r].max(max(&row[from..to]) * a);
                     if new_top > top[r] && lo > begin {
                         let shrink = exp(top[r] - new_top);
                         sum[r] *= shrink;
                         scale(&mut z[r * e..(r + 1) * e], shrink);
                     }
-                    top[r] = new_top;
-                    sum[r] += exp_sum(row, a, new_top);
+                    if from < to {
+                        top[r] = new_top;
+                        sum[r] += exp_sum(&mut row[from..to], a, new_top);
+                    }
+                    round(row, r * c, &mut rounded);
                 }
-                let term = Term { a: View::rows(&scores, c), b: v, k: c };
+                let p = View::rows(chosen(&scores, &rounded), c);
+                let term = Term { a: p, b: v, k: c };
                 let output = if lo == begin { Output::Set } else { Output::Add };
                 product(self.precision, m, e, &[term], output, &mut z, e);
             }
@@ -139,23 +178,26 @@ impl Heads {
             let bq = self.block().min(len - i0);
             let (m, end, begin, token) = (bq * group, i0 + bq, self.first_key(i0), first + i0);
             let q = self.gather(x.q, token, bq, kv);
-            let z = self.gather(x.z, token, bq, kv);
-            let dz = self.gather(dz.into(), token, bq, kv);
+            let z = self.gather_wide(x.z, token, bq, kv);
+            let dz = self.gather_wide(dz.into(), token, bq, kv);
             let mut inner = Buffer::new(m);
             for r in 0..m {
                 inner[r] = dot(&z[r * e..(r + 1) * e], &dz[r * e..(r + 1) * e]);
             }
+            let dz = Kept::take(self.precision, dz);
+            let (q, dz) = (View::rows(q.numbers(), e), View::rows(dz.numbers(), e));
             let mut dq_block = Buffer::new(m * e);
             let (mut p, mut ds) = (Buffer::new(m * KEYS.min(end)), Buffer::new(m * KEYS.min(end)));
+            let (mut p_rounded, mut ds_rounded) = (self.rounded(p.len()), self.rounded(ds.len()));
             for lo in (begin..end).step_by(KEYS) {
                 let c = KEYS.min(end - lo);
                 let (k, v) = (self.keys(x.k, first, lo, kv), self.keys(x.v, first, lo, kv));
-                let narrow = |a, b: View, out: &mut Buffer| {
+                let scores = |a, b: View, out: &mut Buffer| {
                     let term = Term { a, b: b.t(), k: e };
                     product(self.precision, m, c, &[term], Output::Set, out, c);
                 };
-                narrow(View::rows(&q, e), k, &mut p);
-                narrow(View::rows(&dz, e), v, &mut ds);
+                scores(q, k, &mut p);
+                scores(dz, v, &mut ds);
                 let rows = p[..m * c].chunks_exact_mut(c).zip(ds[..m * c].chunks_exact_mut(c));
                 for (r, (p, ds)) in rows.enumerate() {
                     let (from, to) = self.visible(i0 + r / group, lo, c);
@@ -165,8 +207,11 @@ impl Heads {
                     }
                     let lse = x.lse[(token + r / group) * self.h + kv * group + r % group];
                     grad_scores(&mut p[from..to], &mut ds[from..to], a, lse, inner[r]);
+                    round(p, r * c, &mut p_rounded);
+                    round(ds, r * c, &mut ds_rounded);
                 }
-                let (p, ds) = (View::rows(&p, c), View::rows(&ds, c));
+                let p = View::rows(chosen(&p, &p_rounded), c);
+                let ds = View::rows(chosen(&ds, &ds_rounded), c);
                 let term = Term { a: ds, b: k, k: c };
                 let output = if lo == begin { Output::Set } else { Output::Add };
                 product(self.precision, m, e, &[term], output, &mut dq_block, e);
@@ -174,8 +219,8 @@ impl Heads {
                     let term = Term { a: a.t(), b, k: m };
                     product(self.precision, c, e, &[term], Output::Add, out, kv_row);
                 };
-                wide(ds, View::rows(&q, e), &mut dk[lo * kv_row..]);
-                wide(p, View::rows(&dz, e), &mut dv[lo * kv_row..]);
+                wide(ds, q, &mut dk[lo * kv_row..]);
+                wide(p, dz, &mut dv[lo * kv_row..]);
             }
             for (i, block) in dq_block.chunks_exact(group * e).enumerate() {
                 let at = (i0 + i) * q_row;

@@ -78,7 +78,8 @@ const ROWS: usize = 384;
 const SMALL: usize = 1 << 20;
 
 /// `c (+)= Σ a·b`: `c` is `(m, n)`, row-major, `c_row` numbers between the beginnings of rows.
-/// Sums run in an order that depends on the widths alone, never on `m` or the number of threads.
+/// Sums run in an order that depends on the widths alone, never on the number of threads, and on `m`
+/// only in that up to [`FEW`] rows with whole weights are multiplied in another order than more.
 pub fn product(
     precision: Precision,
     m: usize,
@@ -208,7 +209,7 @@ struct Job<'a> {
 /// A cache line, so that packed operands begin at one.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-struct Line([u32; 16]);
+struct Line(#[allow(dead_code)] [u32; 16]);
 
 #[derive(Default)]
 struct Packed {

@@ -107,7 +107,12 @@ impl Decoder {
     }
 
     /// The fused block without anything kept.
-    pub(super) fn fused_forward(&self, l: usize, h_nd: &Tensor, ctx: &mut Ctx) -> Result<Option<Tensor>> {
+    pub(super) fn fused_forward(
+        &self,
+        l: usize,
+        h_nd: &Tensor,
+        ctx: &mut Ctx,
+    ) -> Result<Option<Tensor>> {
         let Some(block) = self.fused(l, ctx) else { return Ok(None) };
         Ok(Some(block.forward(l, h_nd, ctx, false)?.0))
     }

@@ -91,7 +91,13 @@ impl Block {
         if !need_mlp_x {
             return Ok(false);
         }
-        self.norm_backward(&layer.mlp_norm, &saved.h_mid, &dx, need_mid.then_some(&mut *dh), found)?;
+        self.norm_backward(
+            &layer.mlp_norm,
+            &saved.h_mid,
+            &dx,
+            need_mid.then_some(&mut *dh),
+            found,
+        )?;
         if !need_mid {
             return Ok(false);
         }
