@@ -131,7 +131,7 @@ mod tests {
         let json = r#"{"max_new_tokens": 7, "logit_bias": {"12": -1.5}, "sampler": {"top_k": 3}}"#;
         let options: Generate = serde_json::from_str(json).unwrap();
         assert_eq!((options.max_new_tokens, options.logit_bias[&12]), (7, -1.5));
-        assert_eq!((options.sampler.top_k, options.max_batch), (3, 16));
+        assert_eq!((options.sampler.top_k, options.max_batch), (3, 32));
         let again = serde_json::to_string(&options).unwrap();
         assert_eq!(serde_json::from_str::<Generate>(&again).unwrap(), options);
         let misspelt = serde_json::from_str::<Generate>(r#"{"max_tokens": 7}"#).unwrap_err();
