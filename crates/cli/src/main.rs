@@ -76,7 +76,6 @@ fn run(cli: Cli) -> Result<()> {
 
 fn main() -> std::process::ExitCode {
     luthier_kernels::threads::only_rayon();
-    luthier_kernels::memory::keep();
     out::start_log();
     match run(Cli::parse()) {
         Ok(()) => std::process::ExitCode::SUCCESS,

@@ -16,7 +16,6 @@ pub mod few;
 pub mod gemm;
 pub mod linear;
 pub mod math;
-pub mod memory;
 pub mod nll;
 pub mod norm;
 pub mod num;
