@@ -243,9 +243,10 @@ mod wide {
         // Two sums of each row, whatever their number, hide the adder's latency.
         let mut sums = [[_mm512_setzero_ps(); 2]; N];
         let mut add = |from: usize, mask: __mmask16, c: usize| {
-            // SAFETY: the mask leaves out what lies past the rows, and such lanes are not read.
-            let load =
-                |p: &[f32], at: usize| unsafe { _mm512_maskz_loadu_ps(mask, p.as_ptr().add(at)) };
+            let load = |p: &[f32], at: usize| {
+                // SAFETY: the mask leaves out what lies past the rows; such lanes are not read.
+                unsafe { _mm512_maskz_loadu_ps(mask, p.as_ptr().add(at)) }
+            };
             let w = load(w, from);
             for (a, sums) in sums.iter_mut().enumerate() {
                 sums[c] = _mm512_fmadd_ps(w, load(x, a * i + from), sums[c]);

@@ -28,11 +28,14 @@ fn halves(x: &[f32]) -> Vec<bf16> {
     y
 }
 
+/// Entries of a left operand, of a right one, and the width that is summed over.
+type Product<'a> = (&'a dyn Fn(usize, usize) -> f32, &'a dyn Fn(usize, usize) -> f32, usize);
+
 /// Largest difference to sums in f64 of the numbers as `precision` sees them.
 fn error(
     precision: Precision,
     (m, n): (usize, usize),
-    products: &[(&dyn Fn(usize, usize) -> f32, &dyn Fn(usize, usize) -> f32, usize)],
+    products: &[Product],
     before: f64,
     c: &[f32],
 ) -> f64 {
@@ -44,11 +47,7 @@ fn error(
     for i in 0..m {
         for j in 0..n {
             let sum =
-                |(a, b, k): &(
-                    &dyn Fn(usize, usize) -> f32,
-                    &dyn Fn(usize, usize) -> f32,
-                    usize,
-                )| { (0..*k).map(|p| seen(a(i, p)) * seen(b(p, j))).sum::<f64>() };
+                |(a, b, k): &Product| (0..*k).map(|p| seen(a(i, p)) * seen(b(p, j))).sum::<f64>();
             let want = before + products.iter().map(sum).sum::<f64>();
             worst = worst.max((want - f64::from(c[i * n + j])).abs());
         }
@@ -95,11 +94,7 @@ fn every_level_orientation_and_edge() {
                 for level in levels() {
                     let mut c = vec![1f32; m * n];
                     product_at(level, precision, m, n, &terms, output, &mut c, n);
-                    let products: [(
-                        &dyn Fn(usize, usize) -> f32,
-                        &dyn Fn(usize, usize) -> f32,
-                        usize,
-                    ); 2] = [(&get_a, &get_b, k), (&get_a2, &get_b2, k2)];
+                    let products: [Product; 2] = [(&get_a, &get_b, k), (&get_a2, &get_b2, k2)];
                     let worst = error(precision, (m, n), &products, f64::from(u8::from(add)), &c);
                     // f32 sums of k products of unit variance.
                     let limit = 2e-6 * ((k + k2) as f64).sqrt() + 1e-6;

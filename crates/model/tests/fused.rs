@@ -182,7 +182,8 @@ fn any_one_site_alone_low_rank_or_learned() {
             case(name, Precision::F32, &[5, 1], here, |_| false).check(&what);
             case(name, Precision::F32, &[5, 1], |_| false, here).check(&what);
         }
-        let (even, odd) = (|s: &SiteInfo| s.id.0 % 2 == 0, |s: &SiteInfo| s.id.0 % 3 == 0);
+        let (even, odd) =
+            (|s: &SiteInfo| s.id.0.is_multiple_of(2), |s: &SiteInfo| s.id.0.is_multiple_of(3));
         case(name, Precision::F32, &[3, 1], even, odd).check("a mixture");
     }
 }

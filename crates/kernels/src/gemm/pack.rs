@@ -259,6 +259,8 @@ fn turn<T: Copy>(
     }
 }
 
+// Indices are numbers of registers here, in loops that are unrolled.
+#[allow(clippy::needless_range_loop)]
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::*;

@@ -101,6 +101,8 @@ unsafe fn portable(
     }
 }
 
+// Indices are numbers of registers here, in loops that are unrolled.
+#[allow(clippy::needless_range_loop)]
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::*;
