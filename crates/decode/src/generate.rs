@@ -12,6 +12,7 @@ mod options;
 use std::sync::Arc;
 
 use luthier_core::{Error, Policy, Result, Rows, Seed};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 pub use options::Generate;
@@ -93,7 +94,6 @@ pub fn generate_from(
     let mut waiting = (0..prompts.len()).peekable();
     let mut free: Vec<usize> = (0..options.max_batch).rev().collect();
     let mut live: Vec<Live> = Vec::new();
-    let (mut chosen_from, mut raw) = (vec![0.0; vocab], Vec::new());
     loop {
         let mut entering = 0;
         while let Some(sequence) = waiting.peek().copied() {
@@ -114,24 +114,34 @@ pub fn generate_from(
         }
 
         let logits_sbv = step(&mut sources, &live)?;
-        for (row, seq) in live.iter_mut().enumerate() {
+        // Rows do not know of each other, so their tokens are chosen side by side.
+        let choose = |(chosen_from, raw): &mut (Vec<f32>, Vec<f32>), (row, seq): (usize, &Live)| {
             let rows: Vec<&[f32]> =
                 logits_sbv.iter().map(|all| &all[row * vocab..][..vocab]).collect();
-            combine.combine(&rows, &mut chosen_from);
+            combine.combine(&rows, chosen_from);
             if options.logprobs {
-                raw.clone_from(&chosen_from);
+                raw.clone_from(chosen_from);
             }
-            let prompt = &prompts[seq.sequence][..];
-            let so_far = SoFar { prompt, tokens: &seq.tokens };
-            constrain[..].constrain(&so_far, &mut chosen_from);
+            let so_far = SoFar { prompt: &prompts[seq.sequence], tokens: &seq.tokens };
+            constrain[..].constrain(&so_far, chosen_from);
             let seed = Seed(options.sampler.seed).split("sample").at(seq.sequence as u64);
             let mut rng = seed.at(seq.tokens.len() as u64).rng();
             let token = options
                 .sampler
-                .choose(&so_far, &mut chosen_from, &mut rng)
+                .choose(&so_far, chosen_from, &mut rng)
                 .map_err(|e| place(e, seq.sequence, seq.tokens.len()))?;
-            let logprob = raw.get(token as usize).map(|l| (f64::from(*l) - log_z(&raw)) as f32);
-            let piece = seq.accept(token, logprob, options.room(prompt.len()), options, tokens);
+            let logprob = raw.get(token as usize).map(|l| (f64::from(*l) - log_z(raw)) as f32);
+            Ok((token, logprob))
+        };
+        let chosen: Vec<Result<(u32, Option<f32>)>> = live
+            .par_iter()
+            .enumerate()
+            .map_init(|| (vec![0.0; vocab], Vec::new()), choose)
+            .collect();
+        for (seq, chosen) in live.iter_mut().zip(chosen) {
+            let (token, logprob) = chosen?;
+            let room = options.room(prompts[seq.sequence].len());
+            let piece = seq.accept(token, logprob, room, options, tokens);
             on_token(seq.sequence, token, &piece);
         }
 

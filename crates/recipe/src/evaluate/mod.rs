@@ -27,8 +27,9 @@ pub use likelihood::{general, likelihood};
 /// Told how many of how many examples are finished, from any thread.
 pub type OnDone<'a> = &'a mut (dyn FnMut(usize, usize) + Send);
 
-/// Tokens that go through the model in one pass when nothing is generated.
-const PASS_TOKENS: usize = 4096;
+/// Tokens that go through the model in one pass when nothing is generated: few enough that what
+/// passes between its layers stays in the caches.
+const PASS_TOKENS: usize = 512;
 
 /// How far an evaluation goes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
