@@ -7,7 +7,6 @@ Times count from the prompt, as on luthier's side.
 """
 
 import argparse
-import json
 import time
 
 import setting
@@ -23,9 +22,7 @@ def main():
     p.add_argument("--threads", type=int)
     a = p.parse_args()
     threads = a.threads or setting.cores()
-    with open(a.rows) as lines:
-        row = json.loads(lines.readline())
-    ids = row["ids"][:next(i for i, w in enumerate(row["weights"]) if w)]
+    ids = setting.prompt(setting.rows(a.rows)[0])
     llm = Llama(model_path=a.gguf, n_ctx=max(512, len(ids) + a.new + 1), n_threads=threads,
                 n_threads_batch=threads, n_gpu_layers=0, verbose=False)
     made, begun, first = [], time.perf_counter(), None

@@ -7,13 +7,12 @@ tokens. Times count from the prompts, as on luthier's side.
 """
 
 import argparse
-import json
 import time
 
 import setting
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 
 def arguments():
@@ -32,12 +31,9 @@ def arguments():
 def main():
     a = arguments()
     threads = setting.threads(a.threads)
-    dtype = torch.bfloat16 if a.weights == "bf16" else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(a.base, dtype=dtype).eval()
+    model, arithmetic = setting.model(a.base, a.weights)
     tokenizer = AutoTokenizer.from_pretrained(a.base, padding_side="left")
-    with open(a.rows) as lines:
-        rows = [json.loads(line) for line in lines]
-    prompts = [row["ids"][:next(i for i, w in enumerate(row["weights"]) if w)] for row in rows]
+    prompts = [setting.prompt(row) for row in setting.rows(a.rows)]
     given = tokenizer.pad({"input_ids": prompts}, return_tensors="pt")
     torch.manual_seed(0)
 
@@ -51,7 +47,7 @@ def main():
         assert out.shape[1] == given["input_ids"].shape[1] + new, "an answer is shorter than asked for"
         return time.perf_counter() - begun
 
-    with torch.autocast("cpu", torch.bfloat16, enabled=a.weights == "autocast"):
+    with arithmetic:
         first = seconds(1)
         whole = seconds(a.new)
     setting.answer({

@@ -6,13 +6,11 @@ Rows as in train.py. They are sorted by length and padded on the right, so that 
 """
 
 import argparse
-import json
 import time
 
 import setting
 
 import torch
-from transformers import AutoModelForCausalLM
 
 
 def arguments():
@@ -52,11 +50,9 @@ def batch_nll(model, rows, head):
 def main():
     a = arguments()
     threads = setting.threads(a.threads)
-    dtype = torch.bfloat16 if a.weights == "bf16" else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(a.base, dtype=dtype).eval()
-    with open(a.rows) as lines:
-        rows = sorted(map(json.loads, lines), key=lambda row: -len(row["ids"]))
-    with torch.autocast("cpu", torch.bfloat16, enabled=a.weights == "autocast"):
+    model, arithmetic = setting.model(a.base, a.weights)
+    rows = sorted(setting.rows(a.rows), key=lambda row: -len(row["ids"]))
+    with arithmetic:
         batch_nll(model, rows[-1:], a.head)
         begun, total, count = time.perf_counter(), 0.0, 0
         for first in range(0, len(rows), a.batch):

@@ -30,6 +30,27 @@ def threads(asked=None):
     return torch.get_num_threads()
 
 
+def model(folder, weights):
+    """The model in evaluation, and the autocast context that `weights` asks for."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    dtype = torch.bfloat16 if weights == "bf16" else torch.float32
+    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    return loaded, torch.autocast("cpu", torch.bfloat16, enabled=weights == "autocast")
+
+
+def rows(path):
+    """Rows of `luthier show --json`: token ids, and a weight for each."""
+    with open(path) as lines:
+        return [json.loads(line) for line in lines]
+
+
+def prompt(row):
+    """What stands before the first trained token."""
+    return row["ids"][:next(i for i, w in enumerate(row["weights"]) if w)]
+
+
 def scratch():
     """A folder that is gone when the script ends."""
     folder = tempfile.mkdtemp(prefix="luthier-peer-")

@@ -218,7 +218,7 @@ fn dots_bf16(w: &[bf16], x: &[bf16], n: usize, mut set: impl FnMut(usize, f32)) 
     groups!(n, |a, N| {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: called only where `halves` found the instructions.
-        let sums: [f32; N] = unsafe { wide::bf16(w, &x[a * i..(a + N) * i]) };
+        let sums: [f32; N] = unsafe { wide::avx512_bf16(w, &x[a * i..(a + N) * i]) };
         #[cfg(not(target_arch = "x86_64"))]
         let sums = [f32::NAN; N];
         sums.into_iter().enumerate().for_each(|(k, sum)| set(a + k, sum));
@@ -236,62 +236,63 @@ mod wide {
         super::plain(w, x)
     }
 
-    #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
-    pub(super) fn avx512<const N: usize>(w: &[f32], x: &[f32]) -> [f32; N] {
-        let i = w.len();
-        assert_eq!(x.len(), N * i);
-        // Two sums of each row, whatever their number, hide the adder's latency.
-        let mut sums = [[_mm512_setzero_ps(); 2]; N];
-        let mut add = |from: usize, mask: __mmask16, c: usize| {
-            let load = |p: &[f32], at: usize| {
-                // SAFETY: the mask leaves out what lies past the rows; such lanes are not read.
-                unsafe { _mm512_maskz_loadu_ps(mask, p.as_ptr().add(at)) }
-            };
-            let w = load(w, from);
-            for (a, sums) in sums.iter_mut().enumerate() {
-                sums[c] = _mm512_fmadd_ps(w, load(x, a * i + from), sums[c]);
+    /// Defines the products of `w` with each of `N` rows: `$lanes` numbers to a vector, `$mask` one
+    /// bit for each of them, `$load(mask, at)` reads a vector, `$multiply(sum, w, x)` adds to sums.
+    macro_rules! dots {
+        ($name:ident, $features:literal, $type:ty, $lanes:literal, $mask:ty,
+         |$bits:ident, $at:ident| $load:expr, $multiply:ident) => {
+            #[target_feature(enable = $features)]
+            pub(super) fn $name<const N: usize>(w: &[$type], x: &[$type]) -> [f32; N] {
+                let i = w.len();
+                assert_eq!(x.len(), N * i);
+                // Two sums of each row, whatever their number, hide the adder's latency.
+                let mut sums = [[_mm512_setzero_ps(); 2]; N];
+                let mut add = |from: usize, $bits: $mask, c: usize| {
+                    let load = |p: &[$type], at: usize| {
+                        let $at = p.as_ptr().wrapping_add(at);
+                        // SAFETY: the mask leaves out what lies past the rows; such lanes are not
+                        // read. Vector types that are turned into each other have 512 bits.
+                        unsafe { $load }
+                    };
+                    let w = load(w, from);
+                    for (a, sums) in sums.iter_mut().enumerate() {
+                        sums[c] = $multiply(sums[c], w, load(x, a * i + from));
+                    }
+                };
+                let whole = i / (2 * $lanes) * (2 * $lanes);
+                for from in (0..whole).step_by(2 * $lanes) {
+                    add(from, !0, 0);
+                    add(from + $lanes, !0, 1);
+                }
+                for (c, from) in (whole..i).step_by($lanes).enumerate() {
+                    add(from, ((1u64 << (i - from).min($lanes)) - 1) as $mask, c);
+                }
+                sums.map(|[a, b]| _mm512_reduce_add_ps(_mm512_add_ps(a, b)))
             }
         };
-        let whole = i / 32 * 32;
-        for from in (0..whole).step_by(32) {
-            add(from, !0, 0);
-            add(from + 16, !0, 1);
-        }
-        for (c, from) in (whole..i).step_by(16).enumerate() {
-            add(from, ((1u32 << (i - from).min(16)) - 1) as __mmask16, c);
-        }
-        sums.map(|sums| total(sums))
     }
 
-    #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
-    pub(super) fn bf16<const N: usize>(w: &[bf16], x: &[bf16]) -> [f32; N] {
-        let i = w.len();
-        assert_eq!(x.len(), N * i);
-        let mut sums = [[_mm512_setzero_ps(); 2]; N];
-        let mut add = |from: usize, mask: __mmask32, c: usize| {
-            // SAFETY: as in `avx512`; the two vector types have the same 512 bits.
-            let load = |p: &[bf16], at: usize| unsafe {
-                let p = p.as_ptr().add(at).cast();
-                transmute::<__m512i, __m512bh>(_mm512_maskz_loadu_epi16(mask, p))
-            };
-            let w = load(w, from);
-            for (a, sums) in sums.iter_mut().enumerate() {
-                sums[c] = _mm512_dpbf16_ps(sums[c], w, load(x, a * i + from));
-            }
-        };
-        let whole = i / 64 * 64;
-        for from in (0..whole).step_by(64) {
-            add(from, !0, 0);
-            add(from + 32, !0, 1);
-        }
-        for (c, from) in (whole..i).step_by(32).enumerate() {
-            add(from, ((1u64 << (i - from).min(32)) - 1) as __mmask32, c);
-        }
-        sums.map(|sums| total(sums))
-    }
+    dots!(
+        avx512,
+        "avx512f,avx512vl,avx512bw,avx512dq",
+        f32,
+        16,
+        __mmask16,
+        |mask, at| _mm512_maskz_loadu_ps(mask, at),
+        add_products
+    );
+    dots!(
+        avx512_bf16,
+        "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16",
+        bf16,
+        32,
+        __mmask32,
+        |mask, at| transmute::<__m512i, __m512bh>(_mm512_maskz_loadu_epi16(mask, at.cast())),
+        _mm512_dpbf16_ps
+    );
 
     #[target_feature(enable = "avx512f")]
-    fn total([a, b]: [__m512; 2]) -> f32 {
-        _mm512_reduce_add_ps(_mm512_add_ps(a, b))
+    fn add_products(sum: __m512, w: __m512, x: __m512) -> __m512 {
+        _mm512_fmadd_ps(w, x, sum)
     }
 }

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// `y = x wᵀ` for row-major `x` (n, i) and `w` (o, i).
-pub fn forward(precision: Precision, x: &[f32], w: View, n: usize, o: usize, i: usize) -> Vec<f32> {
+fn forward(precision: Precision, x: &[f32], w: View, n: usize, o: usize, i: usize) -> Vec<f32> {
     let mut y = vec![0f32; n * o];
     let term = Term { a: View::rows(x, i), b: w.t(), k: i };
     product(precision, n, o, &[term], Output::Set, &mut y, o);
@@ -69,8 +69,8 @@ impl Frozen {
 
     /// From row-major `(o, i)` numbers, multiplied as they are held.
     pub fn held(w_oi: Held, o: usize, i: usize) -> Result<Self> {
-        if w_oi.len() != o * i {
-            bail!("a ({o}, {i}) weight needs {} numbers, got {}", o * i, w_oi.len());
+        if w_oi.numbers().len() != o * i {
+            bail!("a ({o}, {i}) weight needs {} numbers, got {}", o * i, w_oi.numbers().len());
         }
         let precision = match w_oi {
             Held::F32(_) => Precision::F32,

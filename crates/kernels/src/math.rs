@@ -72,19 +72,19 @@ vectorised! {
 }
 
 vectorised! {
-    /// Replaces `x` by `e^(x − shift)` and returns the sum.
-    pub fn exp_sum(x: &mut [f32], shift: f32) -> f32 {
+    /// Replaces `x` by `e^(a·x − shift)` and returns the sum.
+    pub fn exp_sum(x: &mut [f32], a: f32, shift: f32) -> f32 {
         let mut lanes = [0f32; LANES];
         let mut chunks = x.chunks_exact_mut(LANES);
         for c in &mut chunks {
             for l in 0..LANES {
-                c[l] = exp(c[l] - shift);
+                c[l] = exp(c[l] * a - shift);
                 lanes[l] += c[l];
             }
         }
         let mut rest = 0f32;
         for v in chunks.into_remainder() {
-            *v = exp(*v - shift);
+            *v = exp(*v * a - shift);
             rest += *v;
         }
         lanes.iter().sum::<f32>() + rest
@@ -103,7 +103,7 @@ vectorised! {
 /// In-place softmax of one row.
 pub fn softmax(x: &mut [f32]) {
     let shift = max(x);
-    let sum = exp_sum(x, shift);
+    let sum = exp_sum(x, 1.0, shift);
     scale(x, 1.0 / sum);
 }
 

@@ -63,7 +63,7 @@ fn forward_block(
             }
             let new_top = top[t].max(max(row));
             let shrink = if top[t] == f32::NEG_INFINITY { 0.0 } else { exp(top[t] - new_top) };
-            sum[t] = sum[t] * shrink + exp_sum(row, new_top);
+            sum[t] = sum[t] * shrink + exp_sum(row, 1.0, new_top);
             top[t] = new_top;
             // Most chunks do not raise the maximum.
             if let Some(mean) = mean.as_deref_mut().filter(|_| shrink != 1.0) {
@@ -124,7 +124,7 @@ fn grad_head(h: &[f32], w: Rows, targets: &[u32], saved: &Saved, g: &[f32]) -> V
             let h = View::rows(&h[t0 * d..], d);
             product(precision, b, c, &[Term { a: h, b: w.t(), k: d }], Output::Set, &mut p, c);
             for (t, row) in p.chunks_exact_mut(c).take(b).enumerate() {
-                exp_sum(row, saved.lse_m[t0 + t]);
+                exp_sum(row, 1.0, saved.lse_m[t0 + t]);
                 scale(row, -g[t0 + t]);
                 let target = targets[t0 + t] as usize;
                 if (v0..v0 + c).contains(&target) {

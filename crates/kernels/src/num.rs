@@ -97,24 +97,6 @@ impl Held {
             Held::Bf16(x) => Numbers::Bf16(x),
         }
     }
-
-    /// As f32, into a buffer of the same length.
-    pub fn read(&self, to: &mut [f32]) {
-        match self {
-            Held::F32(x) => to.copy_from_slice(x),
-            Held::Bf16(x) => widen(x, to),
-        }
-    }
-
-    /// How many.
-    pub fn len(&self) -> usize {
-        self.numbers().len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
 }
 
 vectorised! {

@@ -4,7 +4,7 @@ use half::bf16;
 use luthier_core::Seed;
 use luthier_kernels::{
     blocks::Blocks,
-    gemm::{Output, Term, View, product, product_at},
+    gemm::{Output, Product, Term, View, product},
     num::{Numbers, Precision, narrow},
     quant::GgmlType,
     simd::{Level, best},
@@ -29,13 +29,13 @@ fn halves(x: &[f32]) -> Vec<bf16> {
 }
 
 /// Entries of a left operand, of a right one, and the width that is summed over.
-type Product<'a> = (&'a dyn Fn(usize, usize) -> f32, &'a dyn Fn(usize, usize) -> f32, usize);
+type Factors<'a> = (&'a dyn Fn(usize, usize) -> f32, &'a dyn Fn(usize, usize) -> f32, usize);
 
 /// Largest difference to sums in f64 of the numbers as `precision` sees them.
 fn error(
     precision: Precision,
     (m, n): (usize, usize),
-    products: &[Product],
+    products: &[Factors],
     before: f64,
     c: &[f32],
 ) -> f64 {
@@ -47,7 +47,7 @@ fn error(
     for i in 0..m {
         for j in 0..n {
             let sum =
-                |(a, b, k): &Product| (0..*k).map(|p| seen(a(i, p)) * seen(b(p, j))).sum::<f64>();
+                |(a, b, k): &Factors| (0..*k).map(|p| seen(a(i, p)) * seen(b(p, j))).sum::<f64>();
             let want = before + products.iter().map(sum).sum::<f64>();
             worst = worst.max((want - f64::from(c[i * n + j])).abs());
         }
@@ -93,8 +93,8 @@ fn every_level_orientation_and_edge() {
             for precision in [Precision::F32, Precision::Bf16] {
                 for level in levels() {
                     let mut c = vec![1f32; m * n];
-                    product_at(level, precision, m, n, &terms, output, &mut c, n);
-                    let products: [Product; 2] = [(&get_a, &get_b, k), (&get_a2, &get_b2, k2)];
+                    Product { precision, m, n, terms: &terms, output }.run_at(level, &mut c, n);
+                    let products: [Factors; 2] = [(&get_a, &get_b, k), (&get_a2, &get_b2, k2)];
                     let worst = error(precision, (m, n), &products, f64::from(u8::from(add)), &c);
                     // f32 sums of k products of unit variance.
                     let limit = 2e-6 * ((k + k2) as f64).sqrt() + 1e-6;
@@ -166,7 +166,8 @@ fn not_a_number_stays_one() {
         for level in levels() {
             let mut c = vec![0f32; 6];
             let term = Term { a: View::rows(&a, 40), b: View::rows(&b, 3), k: 40 };
-            product_at(level, precision, 2, 3, &[term], Output::Set, &mut c, 3);
+            let terms = &[term];
+            Product { precision, m: 2, n: 3, terms, output: Output::Set }.run_at(level, &mut c, 3);
             assert!(c[..3].iter().all(|x| x.is_finite()) && c[3..].iter().all(|x| x.is_nan()));
         }
     }

@@ -6,7 +6,7 @@ use luthier_core::Rows;
 use super::Heads;
 use crate::{
     gemm::{Output, Term, View, product},
-    math::{dot, exp, max, scale},
+    math::{dot, exp, exp_sum, max, scale},
     num::{Numbers, Precision, narrow},
     pool::{Buffer, Kept},
     simd::vectorised,
@@ -30,26 +30,6 @@ fn chosen<'a>(wide: &'a Buffer, rounded: &'a Option<Buffer<bf16>>) -> Numbers<'a
 
 /// Keys in one chunk: 192 × 256 scores are 192 KiB.
 const KEYS: usize = 256;
-
-vectorised! {
-    // Replaces x by e^(a·x − shift) and returns the sum.
-    fn exp_sum(x: &mut [f32], a: f32, shift: f32) -> f32 {
-        let mut lanes = [0f32; 16];
-        let mut chunks = x.chunks_exact_mut(16);
-        for c in &mut chunks {
-            for l in 0..16 {
-                c[l] = exp(c[l] * a - shift);
-                lanes[l] += c[l];
-            }
-        }
-        let mut rest = 0f32;
-        for v in chunks.into_remainder() {
-            *v = exp(*v * a - shift);
-            rest += *v;
-        }
-        lanes.iter().sum::<f32>() + rest
-    }
-}
 
 vectorised! {
     // From scores and the gradients of weights to weights and the gradients of scores.

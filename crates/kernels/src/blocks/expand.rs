@@ -137,85 +137,46 @@ unsafe fn fifth(w: [__m512i; 4], first: __m512i, second: __m512i) -> [__m512i; 4
     ]
 }
 
-pub(super) struct Q4_0;
+/// Q4_0, Q4_1, Q5_0 and Q5_1: blocks of 32 weights, each a scale, with `MINIMUM` its minimum, with
+/// `FIFTH` the fifth bits (two words), and eight words of nibbles.
+pub(super) struct Simple<const MINIMUM: bool, const FIFTH: bool>;
 
-impl Format for Q4_0 {
-    const SPLIT: bool = false;
-    const MINIMUM: bool = false;
-    const BYTES: usize = 72;
-    const PER: usize = 1;
+pub(super) type Q4_0 = Simple<false, false>;
+pub(super) type Q4_1 = Simple<true, false>;
+pub(super) type Q5_0 = Simple<false, true>;
+pub(super) type Q5_1 = Simple<true, true>;
 
-    #[inline(always)]
-    unsafe fn expand(p: *const u8, _part: usize, bytes: usize) -> Expanded {
-        static WORDS: [u16; 32] = words(9, 1, 1);
-        static SCALES: [u16; 32] = pairs(9, 0);
-        let (a, b) = (load(p, 0, bytes), load(p, 64, bytes.min(72)));
-        let low = low_halves(pick(&SCALES, a, b));
-        let w = minus(nibbles(pick(&WORDS, a, b)), 8);
-        Expanded { w, low, high: low, minimum: low }
-    }
+impl<const MINIMUM: bool, const FIFTH: bool> Simple<MINIMUM, FIFTH> {
+    /// The words before the fifth bits, and before the nibbles.
+    const SCALES_END: u16 = 1 + MINIMUM as u16;
+    const BITS_END: u16 = Self::SCALES_END + 2 * FIFTH as u16;
+    /// Words of a block.
+    const STRIDE: u16 = Self::BITS_END + 8;
+    const SCALES: &'static [u16; 32] = &pairs(Self::STRIDE, 0);
+    const FIRST: &'static [u16; 32] = &words(Self::STRIDE, Self::SCALES_END, 0);
+    const SECOND: &'static [u16; 32] = &words(Self::STRIDE, Self::SCALES_END + 1, 0);
+    const WORDS: &'static [u16; 32] = &words(Self::STRIDE, Self::BITS_END, 1);
 }
 
-pub(super) struct Q4_1;
-
-impl Format for Q4_1 {
+impl<const MINIMUM: bool, const FIFTH: bool> Format for Simple<MINIMUM, FIFTH> {
     const SPLIT: bool = false;
-    const MINIMUM: bool = true;
-    const BYTES: usize = 80;
+    const MINIMUM: bool = MINIMUM;
+    const BYTES: usize = 4 * 2 * Self::STRIDE as usize;
     const PER: usize = 1;
 
     #[inline(always)]
     unsafe fn expand(p: *const u8, _part: usize, bytes: usize) -> Expanded {
-        static WORDS: [u16; 32] = words(10, 2, 1);
-        static SCALES: [u16; 32] = pairs(10, 0);
-        let (a, b) = (load(p, 0, bytes), load(p, 64, bytes.min(80)));
-        let scales = pick(&SCALES, a, b);
+        let (a, b) = (load(p, 0, bytes), load(p, 64, bytes.min(Self::BYTES)));
+        let scales = pick(Self::SCALES, a, b);
         let low = low_halves(scales);
-        let w = nibbles(pick(&WORDS, a, b));
-        Expanded { w, low, high: low, minimum: high_halves(scales) }
-    }
-}
-
-pub(super) struct Q5_0;
-
-impl Format for Q5_0 {
-    const SPLIT: bool = false;
-    const MINIMUM: bool = false;
-    const BYTES: usize = 88;
-    const PER: usize = 1;
-
-    #[inline(always)]
-    unsafe fn expand(p: *const u8, _part: usize, bytes: usize) -> Expanded {
-        static WORDS: [u16; 32] = words(11, 3, 1);
-        static SCALES: [u16; 32] = pairs(11, 0);
-        static FIRST: [u16; 32] = words(11, 1, 0);
-        static SECOND: [u16; 32] = words(11, 2, 0);
-        let (a, b) = (load(p, 0, bytes), load(p, 64, bytes.min(88)));
-        let low = low_halves(pick(&SCALES, a, b));
-        let w = fifth(nibbles(pick(&WORDS, a, b)), pick(&FIRST, a, b), pick(&SECOND, a, b));
-        Expanded { w: minus(w, 16), low, high: low, minimum: low }
-    }
-}
-
-pub(super) struct Q5_1;
-
-impl Format for Q5_1 {
-    const SPLIT: bool = false;
-    const MINIMUM: bool = true;
-    const BYTES: usize = 96;
-    const PER: usize = 1;
-
-    #[inline(always)]
-    unsafe fn expand(p: *const u8, _part: usize, bytes: usize) -> Expanded {
-        static WORDS: [u16; 32] = words(12, 4, 1);
-        static SCALES: [u16; 32] = pairs(12, 0);
-        static FIRST: [u16; 32] = words(12, 2, 0);
-        static SECOND: [u16; 32] = words(12, 3, 0);
-        let (a, b) = (load(p, 0, bytes), load(p, 64, bytes.min(96)));
-        let scales = pick(&SCALES, a, b);
-        let low = low_halves(scales);
-        let w = fifth(nibbles(pick(&WORDS, a, b)), pick(&FIRST, a, b), pick(&SECOND, a, b));
-        Expanded { w, low, high: low, minimum: high_halves(scales) }
+        let mut w = nibbles(pick(Self::WORDS, a, b));
+        if FIFTH {
+            w = fifth(w, pick(Self::FIRST, a, b), pick(Self::SECOND, a, b));
+        }
+        if !MINIMUM {
+            w = minus(w, if FIFTH { 16 } else { 8 });
+        }
+        Expanded { w, low, high: low, minimum: if MINIMUM { high_halves(scales) } else { low } }
     }
 }
 

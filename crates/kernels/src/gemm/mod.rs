@@ -8,12 +8,12 @@ use std::{cell::RefCell, ops::Range};
 use crate::{
     few::{FEW, few_rows},
     num::{Numbers, Precision},
-    pool::Buffer,
+    pool::{self, Buffer},
     simd::{self, Level},
     threads,
 };
-use pack::{Kind, per_step};
-use tile::{DEPTH, Step, WIDTH, height, tile};
+use pack::{Kind, Operand, per_step};
+use tile::{DEPTH, Step, Tile, WIDTH, height, tile};
 
 /// A matrix view: element `(r, c)` is number `at + r·row + c·col`.
 #[derive(Clone, Copy, Debug)]
@@ -77,9 +77,22 @@ const ROWS: usize = 384;
 /// Multiplications below which one thread does it all.
 const SMALL: usize = 1 << 20;
 
-/// `c (+)= Σ a·b`: `c` is `(m, n)`, row-major, `c_row` numbers between the beginnings of rows.
-/// Sums run in an order that depends on the widths alone, never on the number of threads, and on `m`
-/// only in that up to [`FEW`] rows with whole weights are multiplied in another order than more.
+/// `c (+)= Σ a·b`, an `(m, n)` matrix.
+#[derive(Clone, Copy, Debug)]
+pub struct Product<'a> {
+    /// The arithmetic.
+    pub precision: Precision,
+    /// Rows.
+    pub m: usize,
+    /// Columns.
+    pub n: usize,
+    /// What is summed.
+    pub terms: &'a [Term<'a>],
+    /// What becomes of the numbers that are there.
+    pub output: Output,
+}
+
+/// A [`Product`] into `c`, row-major, `c_row` numbers between the beginnings of rows.
 pub fn product(
     precision: Precision,
     m: usize,
@@ -89,99 +102,99 @@ pub fn product(
     c: &mut [f32],
     c_row: usize,
 ) {
-    if m <= FEW && few(precision, m, n, terms, output, c, c_row) {
-        return;
-    }
-    product_at(simd::level(), precision, m, n, terms, output, c, c_row);
+    Product { precision, m, n, terms, output }.run(c, c_row);
 }
 
-/// A product with so few rows that reading the right operands is the work; false when these are
-/// not whole rows of a weight.
-fn few(
-    precision: Precision,
-    m: usize,
-    n: usize,
-    terms: &[Term],
-    output: Output,
-    c: &mut [f32],
-    c_row: usize,
-) -> bool {
-    let whole = |t: &Term| {
-        let b = t.b;
-        let rows = b.row == 1 && b.col == t.k && b.at == 0 && b.data.len() == n * t.k;
-        t.a.covers(m, t.k) && t.a.col == 1 && rows && t.k > 0
-    };
-    if c_row != n || n < WIDTH || c.len() < m * n || terms.is_empty() || !terms.iter().all(whole) {
-        return false;
-    }
-    let c = &mut c[..m * n];
-    let mut sum = Buffer::new(if output == Output::Add || terms.len() > 1 { m * n } else { 0 });
-    for (i, t) in terms.iter().enumerate() {
-        let mut x = Buffer::new(m * t.k);
-        for (r, x) in x.chunks_exact_mut(t.k).enumerate() {
-            t.a.read_row(r, x);
+impl Product<'_> {
+    /// Computes it. Sums run in an order that depends on the widths alone, never on the number of
+    /// threads, and on `m` only in that up to [`FEW`] rows with whole weights are multiplied in
+    /// another order than more.
+    pub fn run(&self, c: &mut [f32], c_row: usize) {
+        match self.is_few(c_row) {
+            true => self.run_few(c),
+            false => self.run_at(simd::level(), c, c_row),
         }
-        if i == 0 && output == Output::Set {
-            few_rows(precision, &x, m, t.b.data, n, t.k, c);
+    }
+
+    /// Whether there are so few rows that reading the right operands is the work, and these are
+    /// whole rows of weights.
+    fn is_few(&self, c_row: usize) -> bool {
+        let (m, n) = (self.m, self.n);
+        let whole = |t: &Term| {
+            let b = t.b;
+            let rows = b.row == 1 && b.col == t.k && b.at == 0 && b.data.len() == n * t.k;
+            t.a.covers(m, t.k) && t.a.col == 1 && rows && t.k > 0
+        };
+        let sizes = m <= FEW && n >= WIDTH && c_row == n;
+        sizes && !self.terms.is_empty() && self.terms.iter().all(whole)
+    }
+
+    fn run_few(&self, c: &mut [f32]) {
+        let Product { precision, m, n, .. } = *self;
+        let c = &mut c[..m * n];
+        let alone = self.output == Output::Set && self.terms.len() == 1;
+        let mut sum = Buffer::new(if alone { 0 } else { m * n });
+        for (i, Term { a, b, k }) in self.terms.iter().enumerate() {
+            let mut rows = |x: &[f32]| {
+                if i == 0 && self.output == Output::Set {
+                    return few_rows(precision, x, m, b.data, n, *k, c);
+                }
+                few_rows(precision, x, m, b.data, n, *k, &mut sum);
+                c.iter_mut().zip(&sum[..]).for_each(|(c, x)| *c += x);
+            };
+            if a.row == *k || m == 1 {
+                pool::read(a.data, a.at..a.at + m * k, rows);
+                continue;
+            }
+            let mut x = Buffer::new(m * k);
+            x.chunks_exact_mut(*k).enumerate().for_each(|(r, x)| a.read_row(r, x));
+            rows(&x);
+        }
+    }
+
+    /// Computes it in blocks with the instructions of `level`, which the processor must have.
+    pub fn run_at(&self, level: Level, c: &mut [f32], c_row: usize) {
+        let Product { precision, m, n, terms, output } = *self;
+        assert!(level <= simd::best(), "{level:?} is not to be had on this processor");
+        for t in terms {
+            assert!(t.a.covers(m, t.k) && t.b.covers(t.k, n), "a view reaches beyond its numbers");
+        }
+        if m == 0 || n == 0 {
+            return;
+        }
+        assert!((m - 1) * c_row + n <= c.len(), "the product does not fit");
+        assert!(n <= c_row || m == 1, "rows of the product overlap");
+        let kind = match (precision, level) {
+            (Precision::F32, _) => Kind { step: Step::F32, round: false },
+            (Precision::Bf16, Level::Avx512Bf16) => Kind { step: Step::Bf16, round: false },
+            (Precision::Bf16, _) => Kind { step: Step::F32, round: true },
+        };
+        let steps: Vec<usize> = terms.iter().map(|t| t.k.div_ceil(per_step(kind.step))).collect();
+        let total: usize = steps.iter().sum();
+        if total == 0 {
+            if output == Output::Set {
+                c.chunks_mut(c_row).take(m).for_each(|row| row[..n].fill(0.0));
+            }
+            return;
+        }
+        let to = Target { c: c.as_mut_ptr(), row: c_row };
+        let job = Job { level, kind, terms, steps: &steps, total, output, to };
+        let threads = if m * n * total < SMALL { 1 } else { threads::count() };
+        if threads == 1 {
+            return job.run(0..m, 0..n);
+        }
+        // Columns are cut where there are enough of them, so that no panel is packed twice; a few
+        // more pieces than threads even out their speeds.
+        let (panels, pieces) = (n.div_ceil(WIDTH), 2 * threads);
+        if panels >= 2 * pieces {
+            let cut = |i: usize| (panels * i / pieces * WIDTH).min(n);
+            let tasks = (0..pieces).map(|i| cut(i)..cut(i + 1)).collect();
+            threads::for_each(tasks, |columns| job.run(0..m, columns));
         } else {
-            few_rows(precision, &x, m, t.b.data, n, t.k, &mut sum);
-            c.iter_mut().zip(&sum[..]).for_each(|(c, x)| *c += x);
+            let cut = |i: usize| m * i / pieces;
+            let tasks = (0..pieces).map(|i| cut(i)..cut(i + 1)).collect();
+            threads::for_each(tasks, |rows| job.run(rows, 0..n));
         }
-    }
-    true
-}
-
-/// [`product`] at a given level, which the processor must have.
-#[allow(clippy::too_many_arguments)]
-pub fn product_at(
-    level: Level,
-    precision: Precision,
-    m: usize,
-    n: usize,
-    terms: &[Term],
-    output: Output,
-    c: &mut [f32],
-    c_row: usize,
-) {
-    assert!(level <= simd::best(), "{level:?} is not to be had on this processor");
-    for t in terms {
-        assert!(t.a.covers(m, t.k) && t.b.covers(t.k, n), "a view reaches beyond its numbers");
-    }
-    if m == 0 || n == 0 {
-        return;
-    }
-    assert!((m - 1) * c_row + n <= c.len(), "the product does not fit");
-    assert!(n <= c_row || m == 1, "rows of the product overlap");
-    let kind = match (precision, level) {
-        (Precision::F32, _) => Kind { step: Step::F32, round: false },
-        (Precision::Bf16, Level::Avx512Bf16) => Kind { step: Step::Bf16, round: false },
-        (Precision::Bf16, _) => Kind { step: Step::F32, round: true },
-    };
-    let steps: Vec<usize> = terms.iter().map(|t| t.k.div_ceil(per_step(kind.step))).collect();
-    let total: usize = steps.iter().sum();
-    if total == 0 {
-        if output == Output::Set {
-            c.chunks_mut(c_row).take(m).for_each(|row| row[..n].fill(0.0));
-        }
-        return;
-    }
-    let to = Target { c: c.as_mut_ptr(), row: c_row };
-    let job = Job { level, kind, terms, steps: &steps, total, output, to };
-    let threads = if m * n * total < SMALL { 1 } else { threads::count() };
-    if threads == 1 {
-        return job.run(0..m, 0..n);
-    }
-    // Columns are cut where there are enough of them, so that no panel is packed twice; a few
-    // more pieces than threads even out their speeds.
-    let (panels, pieces) = (n.div_ceil(WIDTH), 2 * threads);
-    if panels >= 2 * pieces {
-        let cut = |i: usize| (panels * i / pieces * WIDTH).min(n);
-        let tasks = (0..pieces).map(|i| cut(i)..cut(i + 1)).collect();
-        threads::for_each(tasks, |columns| job.run(0..m, columns));
-    } else {
-        let cut = |i: usize| m * i / pieces;
-        let tasks = (0..pieces).map(|i| cut(i)..cut(i + 1)).collect();
-        threads::for_each(tasks, |rows| job.run(rows, 0..n));
     }
 }
 
@@ -192,7 +205,7 @@ struct Target {
 }
 
 // SAFETY: a target is shared by pieces of one product that write to disjoint rows or columns, all
-// within the exclusive borrow that `product_at` holds until every piece is done.
+// within the exclusive borrow that `Product::run_at` holds until every piece is done.
 unsafe impl Sync for Target {}
 
 struct Job<'a> {
@@ -253,37 +266,33 @@ impl Job<'_> {
                 let r0 = rows.start + rows.len() * part / parts;
                 let height = rows.start + rows.len() * (part + 1) / parts - r0;
                 self.each(&depth, |term, at, span| {
-                    let out = &mut left[at..];
-                    pack::left(self.kind, &term.a, term.k, (r0, height), span, out, scratch);
+                    let operand = Operand { kind: self.kind, view: term.a, k: term.k, span };
+                    operand.rows((r0, height), &mut left[at..], scratch);
                 });
                 // Tiles of nearly the same height.
                 let tiles = height.div_ceil(highest);
                 for j0 in columns.clone().step_by(WIDTH) {
                     let width = WIDTH.min(columns.end - j0);
                     self.each(&depth, |term, at, span| {
-                        let out = &mut panel[at * WIDTH..];
-                        pack::panel(self.kind, &term.b, term.k, (j0, width), span, out, scratch);
+                        let operand = Operand { kind: self.kind, view: term.b, k: term.k, span };
+                        operand.panel((j0, width), &mut panel[at * WIDTH..], scratch);
                     });
                     for i in 0..tiles {
                         let (r, end) = (height * i / tiles, height * (i + 1) / tiles);
                         // SAFETY: the packed rows and the panel hold `depth.len()` steps; the
                         // target's rows and columns are this piece's own; `level` was checked.
                         unsafe {
-                            let c = self.to.c.add((r0 + r) * self.to.row + j0);
-                            let a = left.as_ptr().add(r * DEPTH);
-                            let (steps, b) = (depth.len(), panel.as_ptr());
-                            tile(
-                                self.level,
-                                self.kind.step,
-                                end - r,
-                                width,
-                                steps,
-                                a,
-                                b,
-                                c,
-                                self.to.row,
+                            let t = Tile {
+                                rows: end - r,
+                                cols: width,
+                                steps: depth.len(),
+                                a: left.as_ptr().add(r * DEPTH),
+                                b: panel.as_ptr(),
+                                c: self.to.c.add((r0 + r) * self.to.row + j0),
+                                c_row: self.to.row,
                                 output,
-                            );
+                            };
+                            tile(self.level, self.kind.step, t);
                         }
                     }
                 }

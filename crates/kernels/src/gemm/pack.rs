@@ -31,151 +31,143 @@ pub(super) struct Kind {
     pub round: bool,
 }
 
-/// Steps `s0..s1` of rows `r0..r0 + rows` of `a`, each row [`DEPTH`] steps apart.
-pub(super) fn left(
-    kind: Kind,
-    a: &View,
-    k: usize,
-    (r0, rows): (usize, usize),
-    (s0, s1): (usize, usize),
-    out: &mut [u32],
-    scratch: &mut [u32],
-) {
-    if a.col == 1 {
-        for (r, out) in out.chunks_mut(DEPTH).enumerate().take(rows) {
-            along(kind, a, (r0 + r) * a.row, k, (s0, s1), &mut out[..s1 - s0]);
-        }
-        return;
-    }
-    assert_eq!(a.row, 1, "rows or columns of a view are contiguous");
-    // A panel of rows at a time: neighbours along `k` side by side, then turned.
-    for r in (0..rows).step_by(WIDTH) {
-        let width = WIDTH.min(rows - r);
-        across(kind, a, a.col, r0 + r, k, (s0, s1), width, scratch);
-        let (from, out) = (&scratch[..(s1 - s0) * WIDTH], &mut out[r * DEPTH..]);
-        turn(from, WIDTH, (s1 - s0, width), out, DEPTH);
-    }
+/// Some steps of an operand.
+pub(super) struct Operand<'a> {
+    pub kind: Kind,
+    pub view: View<'a>,
+    /// Numbers of the operand along `k`.
+    pub k: usize,
+    /// The first step to pack and the one after the last.
+    pub span: (usize, usize),
 }
 
-/// Steps `s0..s1` of columns `j0..j0 + cols` of `b` as a panel; absent columns are zero.
-pub(super) fn panel(
-    kind: Kind,
-    b: &View,
-    k: usize,
-    (j0, cols): (usize, usize),
-    (s0, s1): (usize, usize),
-    out: &mut [u32],
-    scratch: &mut [u32],
-) {
-    if b.row != 1 || (b.col == 1 && cols > 1) {
-        assert_eq!(b.col, 1, "rows or columns of a view are contiguous");
-        return across(kind, b, b.row, j0, k, (s0, s1), cols, out);
-    }
-    // Columns are contiguous along k: a weight stored as rows of outputs.
-    let steps = s1 - s0;
-    match b.data {
-        // Whole steps that need no conversion are turned where they lie.
-        Numbers::F32(x) if kind.step == Step::F32 && !kind.round => {
-            turn(&x[b.at + j0 * b.col + s0..], b.col, (cols, steps), out, WIDTH);
-        }
-        Numbers::Bf16(x) if kind.step == Step::Bf16 && 2 * s1 <= k => {
-            turn(&x[b.at + j0 * b.col + 2 * s0..], b.col, (cols, steps), out, WIDTH);
-        }
-        _ => {
-            for (c, line) in scratch.chunks_mut(DEPTH).enumerate().take(cols) {
-                along(kind, b, (j0 + c) * b.col, k, (s0, s1), &mut line[..steps]);
+impl Operand<'_> {
+    /// Rows `r0..r0 + rows` of a left operand, each [`DEPTH`] steps apart.
+    pub fn rows(&self, (r0, rows): (usize, usize), out: &mut [u32], scratch: &mut [u32]) {
+        let (a, steps) = (&self.view, self.steps());
+        if a.col == 1 {
+            for (r, out) in out.chunks_mut(DEPTH).enumerate().take(rows) {
+                self.along((r0 + r) * a.row, &mut out[..steps]);
             }
-            turn(scratch, DEPTH, (cols, steps), out, WIDTH);
+            return;
+        }
+        assert_eq!(a.row, 1, "rows or columns of a view are contiguous");
+        // A panel of rows at a time: neighbours along `k` side by side, then turned.
+        for r in (0..rows).step_by(WIDTH) {
+            let width = WIDTH.min(rows - r);
+            self.across(a.col, (r0 + r, width), scratch);
+            let (from, out) = (&scratch[..steps * WIDTH], &mut out[r * DEPTH..]);
+            turn(from, WIDTH, (steps, width), out, DEPTH);
         }
     }
-    if cols < WIDTH {
-        for step in out.chunks_exact_mut(WIDTH).take(steps) {
-            step[cols..].fill(0);
-        }
-    }
-}
 
-/// Steps `s0..s1` of a run that lies along `k`, beginning at number `at` of the view.
-fn along(kind: Kind, v: &View, at: usize, k: usize, (s0, s1): (usize, usize), out: &mut [u32]) {
-    let at = v.at + at;
-    match kind.step {
-        Step::F32 => {
-            let out = floats(out);
-            v.data.read(at + s0, out);
-            if kind.round {
-                round(out);
-            }
+    /// Columns `j0..j0 + cols` of a right operand as a panel; absent columns are zero.
+    pub fn panel(&self, (j0, cols): (usize, usize), out: &mut [u32], scratch: &mut [u32]) {
+        let (b, (s0, s1), steps) = (&self.view, self.span, self.steps());
+        if b.row != 1 || (b.col == 1 && cols > 1) {
+            assert_eq!(b.col, 1, "rows or columns of a view are contiguous");
+            return self.across(b.row, (j0, cols), out);
         }
-        Step::Bf16 => {
-            let (from, to) = (2 * s0, (2 * s1).min(k));
-            if to < 2 * s1
-                && let Some(last) = out.last_mut()
-            {
-                *last = 0;
+        // Columns are contiguous along k: a weight stored as rows of outputs.
+        match (b.data, self.kind) {
+            // Whole steps that need no conversion are turned where they lie.
+            (Numbers::F32(x), Kind { step: Step::F32, round: false }) => {
+                turn(&x[b.at + j0 * b.col + s0..], b.col, (cols, steps), out, WIDTH);
             }
-            let out = &mut halves(out)[..to - from];
-            match v.data {
-                Numbers::F32(x) => narrow(&x[at + from..at + to], out),
-                Numbers::Bf16(x) => out.copy_from_slice(&x[at + from..at + to]),
-                Numbers::Blocks(x) => x.read_bf16(at + from, out),
+            (Numbers::Bf16(x), Kind { step: Step::Bf16, .. }) if 2 * s1 <= self.k => {
+                turn(&x[b.at + j0 * b.col + 2 * s0..], b.col, (cols, steps), out, WIDTH);
             }
-        }
-    }
-}
-
-/// Steps `s0..s1` of `width` neighbouring runs across `k`: row `p` of `k` begins at `p·stride`.
-#[allow(clippy::too_many_arguments)]
-fn across(
-    kind: Kind,
-    v: &View,
-    stride: usize,
-    c0: usize,
-    k: usize,
-    (s0, s1): (usize, usize),
-    width: usize,
-    out: &mut [u32],
-) {
-    let per = per_step(kind.step);
-    let at = v.at + c0 + s0 * per * stride;
-    // Full panels of whole pairs, by far the most frequent, go in one sweep.
-    #[cfg(target_arch = "x86_64")]
-    if kind.step == Step::Bf16 && width == WIDTH && s1 * 2 <= k {
-        let last = at + (2 * (s1 - s0) - 1) * stride + WIDTH;
-        assert!(last <= v.data.len() && (s1 - s0) * WIDTH <= out.len());
-        // SAFETY: the assert bounds every row that is read and what is written; bf16 steps are
-        // chosen only where the processor has AVX-512 with bf16.
-        unsafe {
-            match v.data {
-                Numbers::Bf16(x) => {
-                    return x86::pairs(x.as_ptr().add(at), stride, s1 - s0, out.as_mut_ptr());
+            _ => {
+                for (c, line) in scratch.chunks_mut(DEPTH).enumerate().take(cols) {
+                    self.along((j0 + c) * b.col, &mut line[..steps]);
                 }
-                Numbers::F32(x) => {
-                    return x86::pairs_f32(x.as_ptr().add(at), stride, s1 - s0, out.as_mut_ptr());
-                }
-                Numbers::Blocks(_) => {}
+                turn(scratch, DEPTH, (cols, steps), out, WIDTH);
+            }
+        }
+        if cols < WIDTH {
+            for step in out.chunks_exact_mut(WIDTH).take(steps) {
+                step[cols..].fill(0);
             }
         }
     }
-    let (mut first, mut second) = ([0f32; WIDTH], [0f32; WIDTH]);
-    for (s, out) in (s0..s1).zip(out.chunks_exact_mut(WIDTH)) {
-        let p = s * per;
-        let at = v.at + c0 + p * stride;
-        out[width..].fill(0);
-        match kind.step {
+
+    fn steps(&self) -> usize {
+        self.span.1 - self.span.0
+    }
+
+    /// A run that lies along `k`, beginning at number `at` of the view.
+    fn along(&self, at: usize, out: &mut [u32]) {
+        let (at, data, (s0, s1)) = (self.view.at + at, self.view.data, self.span);
+        match self.kind.step {
             Step::F32 => {
-                let out = &mut floats(out)[..width];
-                v.data.read(at, out);
-                if kind.round {
+                let out = floats(out);
+                data.read(at + s0, out);
+                if self.kind.round {
                     round(out);
                 }
             }
             Step::Bf16 => {
-                v.data.read(at, &mut first[..width]);
-                match p + 1 < k {
-                    true => v.data.read(at + stride, &mut second[..width]),
-                    false => second.fill(0.0),
+                let (from, to) = (2 * s0, (2 * s1).min(self.k));
+                if to < 2 * s1
+                    && let Some(last) = out.last_mut()
+                {
+                    *last = 0;
                 }
-                pair(&first[..width], &second[..width], out);
+                let out = &mut halves(out)[..to - from];
+                match data {
+                    Numbers::F32(x) => narrow(&x[at + from..at + to], out),
+                    Numbers::Bf16(x) => out.copy_from_slice(&x[at + from..at + to]),
+                    Numbers::Blocks(x) => x.read_bf16(at + from, out),
+                }
+            }
+        }
+    }
+
+    /// `width` neighbouring runs across `k`, from number `c0` on: what belongs to number `p` of `k`
+    /// begins at `p·stride`.
+    fn across(&self, stride: usize, (c0, width): (usize, usize), out: &mut [u32]) {
+        let (data, (s0, s1), per) = (self.view.data, self.span, per_step(self.kind.step));
+        let at = self.view.at + c0 + s0 * per * stride;
+        // Full panels of whole pairs, by far the most frequent, go in one sweep.
+        #[cfg(target_arch = "x86_64")]
+        if self.kind.step == Step::Bf16 && width == WIDTH && s1 * 2 <= self.k {
+            let last = at + (2 * (s1 - s0) - 1) * stride + WIDTH;
+            assert!(last <= data.len() && (s1 - s0) * WIDTH <= out.len());
+            // SAFETY: the assert bounds every row that is read and what is written; bf16 steps are
+            // chosen only where the processor has AVX-512 with bf16.
+            unsafe {
+                match data {
+                    Numbers::Bf16(x) => {
+                        return x86::pairs(x.as_ptr().add(at), stride, s1 - s0, out.as_mut_ptr());
+                    }
+                    Numbers::F32(x) => {
+                        let x = x.as_ptr().add(at);
+                        return x86::pairs_f32(x, stride, s1 - s0, out.as_mut_ptr());
+                    }
+                    Numbers::Blocks(_) => {}
+                }
+            }
+        }
+        let (mut first, mut second) = ([0f32; WIDTH], [0f32; WIDTH]);
+        for (s, out) in out.chunks_exact_mut(WIDTH).enumerate().take(s1 - s0) {
+            let (at, p) = (at + s * per * stride, (s0 + s) * per);
+            out[width..].fill(0);
+            match self.kind.step {
+                Step::F32 => {
+                    let out = &mut floats(out)[..width];
+                    data.read(at, out);
+                    if self.kind.round {
+                        round(out);
+                    }
+                }
+                Step::Bf16 => {
+                    data.read(at, &mut first[..width]);
+                    match p + 1 < self.k {
+                        true => data.read(at + stride, &mut second[..width]),
+                        false => second.fill(0.0),
+                    }
+                    pair(&first[..width], &second[..width], out);
+                }
             }
         }
     }
