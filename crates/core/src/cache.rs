@@ -1,12 +1,14 @@
 //! Keys and values of tokens already seen, one growing buffer per sequence and layer.
 
+use crate::Held;
+
 /// Keys and values of one sequence at one layer, flat `(position, kv head, head width)`.
 #[derive(Clone, Debug, Default)]
 pub struct Kv {
     /// Keys after rotation.
-    pub k: Vec<f32>,
+    pub k: Held,
     /// Values.
-    pub v: Vec<f32>,
+    pub v: Held,
 }
 
 /// The keys and values of several live sequences.

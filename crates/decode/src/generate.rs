@@ -12,7 +12,7 @@ mod options;
 use std::sync::Arc;
 
 use luthier_core::{Error, Policy, Result, Rows, Seed};
-use rayon::prelude::*;
+use luthier_kernels::{pool::Buffer, threads};
 use serde::{Deserialize, Serialize};
 
 pub use options::Generate;
@@ -89,7 +89,21 @@ pub fn generate_from(
     let vocab = common_vocab(&sources)?;
     check_prompts(prompts, vocab, options)?;
     constrain.extend(options.constraints());
+    // A token is hundreds of small operations: the threads stay awake for all of them.
+    threads::together(|| run(&mut sources, combine, &constrain, prompts, options, tokens, on_token))
+}
 
+fn run(
+    sources: &mut [Box<dyn Source + '_>],
+    combine: &dyn Combine,
+    constrain: &[Box<dyn Constrain>],
+    prompts: &[Vec<u32>],
+    options: &Generate,
+    tokens: &dyn TokenText,
+    on_token: &mut dyn FnMut(usize, u32, &str),
+) -> Result<Vec<Generated>> {
+    let vocab = sources[0].vocab();
+    let mut logits_sbv = vec![Vec::new(); sources.len()];
     let mut done: Vec<Option<Generated>> = vec![None; prompts.len()];
     let mut waiting = (0..prompts.len()).peekable();
     let mut free: Vec<usize> = (0..options.max_batch).rev().collect();
@@ -113,33 +127,31 @@ pub fn generate_from(
             break;
         }
 
-        let logits_sbv = step(&mut sources, &live)?;
+        step(sources, &live, &mut logits_sbv)?;
         // Rows do not know of each other, so their tokens are chosen side by side.
-        let choose = |(chosen_from, raw): &mut (Vec<f32>, Vec<f32>), (row, seq): (usize, &Live)| {
+        let choose = |row: usize, seq: &Live| {
             let rows: Vec<&[f32]> =
                 logits_sbv.iter().map(|all| &all[row * vocab..][..vocab]).collect();
-            combine.combine(&rows, chosen_from);
-            if options.logprobs {
-                raw.clone_from(chosen_from);
-            }
+            let mut logits_v = Buffer::new(vocab);
+            combine.combine(&rows, &mut logits_v);
+            let raw = options.logprobs.then(|| Buffer::copy(&logits_v));
             let so_far = SoFar { prompt: &prompts[seq.sequence], tokens: &seq.tokens };
-            constrain[..].constrain(&so_far, chosen_from);
+            constrain.constrain(&so_far, &mut logits_v);
             let seed = Seed(options.sampler.seed).split("sample").at(seq.sequence as u64);
             let mut rng = seed.at(seq.tokens.len() as u64).rng();
             let token = options
                 .sampler
-                .choose(&so_far, chosen_from, &mut rng)
+                .choose(&so_far, &mut logits_v, &mut rng)
                 .map_err(|e| place(e, seq.sequence, seq.tokens.len()))?;
-            let logprob = raw.get(token as usize).map(|l| (f64::from(*l) - log_z(raw)) as f32);
+            let logprob = raw.map(|raw| (f64::from(raw[token as usize]) - log_z(&raw)) as f32);
             Ok((token, logprob))
         };
-        let chosen: Vec<Result<(u32, Option<f32>)>> = live
-            .par_iter()
-            .enumerate()
-            .map_init(|| (vec![0.0; vocab], Vec::new()), choose)
-            .collect();
+        let mut chosen: Vec<Option<Result<(u32, Option<f32>)>>> =
+            live.iter().map(|_| None).collect();
+        let tasks = chosen.iter_mut().zip(&live).enumerate().collect();
+        threads::for_each(tasks, |(row, (chosen, seq))| *chosen = Some(choose(row, seq)));
         for (seq, chosen) in live.iter_mut().zip(chosen) {
-            let (token, logprob) = chosen?;
+            let (token, logprob) = chosen.expect("a token was chosen for every row")?;
             let room = options.room(prompts[seq.sequence].len());
             let piece = seq.accept(token, logprob, room, options, tokens);
             on_token(seq.sequence, token, &piece);
@@ -159,13 +171,17 @@ pub fn generate_from(
 }
 
 /// Lays the new tokens of all live sequences end to end and asks every source; flat `(b, v)` each.
-fn step(sources: &mut [Box<dyn Source + '_>], live: &[Live]) -> Result<Vec<Vec<f32>>> {
+fn step(
+    sources: &mut [Box<dyn Source + '_>],
+    live: &[Live],
+    logits_sbv: &mut [Vec<f32>],
+) -> Result<()> {
     let ids_n: Vec<u32> = live.iter().flat_map(|seq| seq.unread.iter().copied()).collect();
     let lengths: Vec<usize> = live.iter().map(|seq| seq.unread.len()).collect();
     let slots_b: Vec<usize> = live.iter().map(|seq| seq.slot).collect();
     let rows = Arc::new(Rows::new(&lengths, |i| live[i].read));
     let step = Step { ids_n: &ids_n, rows, slots_b: &slots_b };
-    sources.iter_mut().map(|source| source.step(&step)).collect()
+    sources.iter_mut().zip(logits_sbv).try_for_each(|(source, to)| source.step(&step, to))
 }
 
 fn place(error: Error, sequence: usize, step: usize) -> Error {

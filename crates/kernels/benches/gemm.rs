@@ -7,7 +7,7 @@ use std::time::Instant;
 use luthier_core::Seed;
 use luthier_kernels::{
     gemm::{Output, Term, View, product},
-    num::{Held, Precision},
+    num::{Held, Precision, hold},
     simd, threads,
 };
 
@@ -44,9 +44,10 @@ fn main() {
     for (m, n, k) in shapes {
         let (x, dy, w) = (random(m * k), random(m * n), random(n * k));
         for precision in [Precision::F32, Precision::Bf16] {
-            let w = Held::new(precision, &w);
+            let mut held = Held::default();
+            hold(&mut held, precision, &w);
             let (mut y, mut dx) = (vec![0f32; m * n], vec![0f32; m * k]);
-            let w = View::rows(w.numbers(), k);
+            let w = View::rows(&held, k);
             let fwd = Term { a: View::rows(&x, k), b: w.t(), k };
             let bwd = Term { a: View::rows(&dy, n), b: w, k: n };
             let fwd = seconds(|| product(precision, m, n, &[fwd], Output::Set, &mut y, n));

@@ -8,6 +8,7 @@ use half::bf16;
 use crate::{
     blocks,
     num::{Numbers, Precision, narrow},
+    pool::Buffer,
     simd::{self, Level},
     threads,
 };
@@ -65,7 +66,7 @@ pub fn few_rows_at(
         }),
         Numbers::Bf16(w) => {
             let rounded = (precision == Precision::Bf16).then(|| {
-                let mut rounded = vec![bf16::ZERO; x.len()];
+                let mut rounded = Buffer::new(x.len());
                 narrow(x, &mut rounded);
                 rounded
             });
@@ -96,10 +97,10 @@ pub fn few_rows_at(
 /// them that a thread which was held up does not hold up the rest.
 pub(crate) fn ranges(o: usize, work: usize) -> Vec<Range<usize>> {
     /// Multiplications of a task: some 12 µs' worth, which is what waking another thread takes.
-    const LEAST: usize = 1 << 19;
+    const WAKING: usize = 1 << 19;
     let parts = match threads::count() {
         1 => 1,
-        threads => (o * work / LEAST).clamp(1, threads * 4),
+        threads => (o * work / threads::least(WAKING)).clamp(1, threads * 4),
     };
     // Multiples of four, because rows are multiplied four at a time.
     let rows = o.div_ceil(parts).next_multiple_of(4);

@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tenso
 use crate::{
     blocks::Blocks,
     gemm::{Output, Term, View, product},
-    num::{Held, Numbers, Precision},
+    num::{Held, Numbers, Precision, hold},
     tensor,
 };
 
@@ -62,15 +62,19 @@ impl Frozen {
     pub fn new(w_oi: Vec<f32>, o: usize, i: usize, precision: Precision) -> Result<Self> {
         let held = match precision {
             Precision::F32 => Held::F32(w_oi),
-            Precision::Bf16 => Held::new(precision, &w_oi),
+            Precision::Bf16 => {
+                let mut held = Held::default();
+                hold(&mut held, precision, &w_oi);
+                held
+            }
         };
         Frozen::held(held, o, i)
     }
 
     /// From row-major `(o, i)` numbers, multiplied as they are held.
     pub fn held(w_oi: Held, o: usize, i: usize) -> Result<Self> {
-        if w_oi.numbers().len() != o * i {
-            bail!("a ({o}, {i}) weight needs {} numbers, got {}", o * i, w_oi.numbers().len());
+        if w_oi.len() != o * i {
+            bail!("a ({o}, {i}) weight needs {} numbers, got {}", o * i, w_oi.len());
         }
         let precision = match w_oi {
             Held::F32(_) => Precision::F32,
@@ -98,7 +102,7 @@ impl Frozen {
     /// The numbers, row-major `(o, i)`.
     pub fn numbers(&self) -> Numbers<'_> {
         match &*self.rows {
-            Rows::Held(held) => held.numbers(),
+            Rows::Held(held) => held.into(),
             Rows::Blocks(blocks) => Numbers::Blocks(blocks),
         }
     }

@@ -1,6 +1,7 @@
 //! How numbers are held: f32, bf16, or (weights only) the blocks of a quantised file.
 
 use half::bf16;
+pub use luthier_core::Held;
 
 use crate::{blocks::Blocks, simd::vectorised};
 
@@ -68,33 +69,27 @@ impl<'a> From<&'a [bf16]> for Numbers<'a> {
     }
 }
 
-/// Numbers kept between forward and backward, or for as long as a model lives.
-#[derive(Clone, Debug)]
-pub enum Held {
-    /// Exactly.
-    F32(Vec<f32>),
-    /// Rounded: half the memory.
-    Bf16(Vec<bf16>),
-}
-
-impl Held {
-    /// Keeps `x` as `precision` does its products: bf16 operands lose nothing by it.
-    pub fn new(precision: Precision, x: &[f32]) -> Self {
-        match precision {
-            Precision::F32 => Held::F32(x.to_vec()),
-            Precision::Bf16 => {
-                let mut y = vec![bf16::ZERO; x.len()];
-                narrow(x, &mut y);
-                Held::Bf16(y)
-            }
-        }
-    }
-
-    /// To read.
-    pub fn numbers(&self) -> Numbers<'_> {
-        match self {
+impl<'a> From<&'a Held> for Numbers<'a> {
+    fn from(x: &'a Held) -> Self {
+        match x {
             Held::F32(x) => Numbers::F32(x),
             Held::Bf16(x) => Numbers::Bf16(x),
+        }
+    }
+}
+
+/// Appends `x` as `precision` multiplies it: bf16 operands lose nothing by being held so. What is
+/// held already decides where there is something.
+pub fn hold(to: &mut Held, precision: Precision, x: &[f32]) {
+    if to.is_empty() && precision == Precision::Bf16 {
+        *to = Held::Bf16(Vec::new());
+    }
+    match to {
+        Held::F32(to) => to.extend_from_slice(x),
+        Held::Bf16(to) => {
+            let from = to.len();
+            to.resize(from + x.len(), bf16::ZERO);
+            narrow(x, &mut to[from..]);
         }
     }
 }

@@ -13,7 +13,9 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use candle_core::{D, DType, Device, Tensor, Var};
-use luthier_core::{Affine, Ctx, Error, Model, Result, Seed, SiteId, SiteInfo, SiteKind, SiteMap};
+use luthier_core::{
+    Affine, Ctx, Error, Held, Model, Result, Seed, SiteId, SiteInfo, SiteKind, SiteMap,
+};
 
 const EPS: f64 = 1e-6;
 
@@ -148,15 +150,16 @@ impl Fake {
             for row in 0..rows.b() {
                 let seen = cache.len(row);
                 let kv = cache.kv(row, layer);
-                if kv.k.len() != seen * d {
-                    let what = format!("the cache holds {} numbers for {seen} tokens", kv.k.len());
+                let Held::F32(k) = &mut kv.k else { unreachable!("this model writes f32 only") };
+                if k.len() != seen * d {
+                    let what = format!("the cache holds {} numbers for {seen} tokens", k.len());
                     return Err(Error::failed(format!("layers.{layer}"), what));
                 }
                 if seen > 0 {
-                    before[row * d..(row + 1) * d].copy_from_slice(&kv.k[(seen - 1) * d..]);
+                    before[row * d..(row + 1) * d].copy_from_slice(&k[(seen - 1) * d..]);
                 }
                 let range = rows.range(row);
-                kv.k.extend_from_slice(&flat[range.start * d..range.end * d]);
+                k.extend_from_slice(&flat[range.start * d..range.end * d]);
             }
         }
         let mut index_n = vec![0u32; n];

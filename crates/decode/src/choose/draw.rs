@@ -1,8 +1,9 @@
 //! The choice itself: the best token, or a draw in proportion to probability.
 
 use luthier_core::{Error, Result};
+use luthier_kernels::math;
 
-use super::{Candidate, weights};
+use super::Candidate;
 
 /// The token with the largest logit; of equals, the one with the lowest id.
 pub fn greedy(logits_v: &[f32]) -> Result<Candidate> {
@@ -25,16 +26,37 @@ pub fn greedy(logits_v: &[f32]) -> Result<Candidate> {
 
 /// The candidate at quantile `u` (in [0, 1)) of the cumulative distribution in id order.
 pub fn draw(kept: &[Candidate], u: f64) -> u32 {
-    let (weights, sum) = weights(kept);
-    let mut left = u * sum;
-    for (candidate, weight) in kept.iter().zip(weights) {
-        if left < weight {
-            return candidate.id;
+    let mut logits: Vec<f32> = kept.iter().map(|candidate| candidate.logit).collect();
+    kept.get(quantile(&mut logits, u)).map_or(0, |candidate| candidate.id)
+}
+
+/// The place of quantile `u` (in [0, 1)) among tokens with these logits, which become weights.
+pub(super) fn quantile(logits_v: &mut [f32], u: f64) -> usize {
+    /// Weights summed in f32; their sums are added in f64.
+    const STRETCH: usize = 512;
+    let best = math::max(logits_v);
+    let sums: Vec<f64> = (logits_v.chunks_mut(STRETCH))
+        .map(|stretch| f64::from(math::exp_sum(stretch, 1.0, best)))
+        .collect();
+    let mut left = u * sums.iter().sum::<f64>();
+    let mut last = 0;
+    for (i, (stretch, sum)) in logits_v.chunks(STRETCH).zip(sums).enumerate() {
+        if left >= sum {
+            left -= sum;
+            continue;
         }
-        left -= weight;
+        for (j, weight) in stretch.iter().enumerate().filter(|(_, weight)| **weight > 0.0) {
+            last = i * STRETCH + j;
+            if left < f64::from(*weight) {
+                return last;
+            }
+            left -= f64::from(*weight);
+        }
+        // Rounding can leave a sliver behind the last token of a stretch.
+        return last;
     }
-    // Rounding can leave a sliver behind the last candidate.
-    kept.last().map_or(0, |candidate| candidate.id)
+    // Or behind the last of all.
+    logits_v.iter().rposition(|weight| *weight > 0.0).unwrap_or(last)
 }
 
 #[cfg(test)]
@@ -71,6 +93,23 @@ mod tests {
             // Four standard deviations of a binomial share.
             assert!((got - p).abs() < 4.0 * (p * (1.0 - p) / f64::from(n)).sqrt(), "{p} {got}");
         }
+    }
+
+    #[test]
+    fn every_place_has_its_share_of_the_unit_interval() {
+        // More than one stretch, some tokens without a chance.
+        let logits: Vec<f32> = (0..1300).map(|i| [f32::NEG_INFINITY, 0.0, 1.0][i % 3]).collect();
+        let weight = |l: &f32| f64::from(*l).exp();
+        let z: f64 = logits.iter().map(weight).sum();
+        let mut below = 0.0;
+        for (i, logit) in logits.iter().enumerate().filter(|(_, l)| l.is_finite()) {
+            let share = weight(logit) / z;
+            for u in [below + 0.01 * share, below + 0.99 * share] {
+                assert_eq!(quantile(&mut logits.clone(), u), i);
+            }
+            below += share;
+        }
+        assert_eq!(quantile(&mut logits.clone(), 1.0 - f64::EPSILON / 2.0), 1298);
     }
 
     #[test]

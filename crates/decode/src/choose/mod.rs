@@ -12,8 +12,10 @@ mod top_k;
 mod top_p;
 
 use luthier_core::{Error, Result, Rng};
+use luthier_kernels::math;
 use serde::{Deserialize, Serialize};
 
+use draw::quantile;
 pub use draw::{draw, greedy};
 pub use frequency::Frequency;
 pub use min_p::MinP;
@@ -136,27 +138,28 @@ impl Sampler {
         Ok(kept)
     }
 
-    /// Chooses a token; `logits_v` is left penalised. Greedy choice takes nothing from `rng`.
+    /// Chooses a token and leaves anything in `logits_v`. Greedy choice takes nothing from `rng`.
     pub fn choose(&self, so_far: &SoFar, logits_v: &mut [f32], rng: &mut Rng) -> Result<u32> {
         self.penalise(so_far, logits_v);
         if self.temperature == 0.0 {
             return Ok(greedy(logits_v)?.id);
         }
-        Ok(draw(&self.candidates(logits_v)?, rng.uniform()))
+        if self.top_k != 0 || self.top_p < 1.0 || self.min_p > 0.0 {
+            return Ok(draw(&self.candidates(logits_v)?, rng.uniform()));
+        }
+        // The same without a list of candidates, since that is the whole vocabulary.
+        let best = math::max(logits_v);
+        if !best.is_finite() || logits_v.iter().fold(false, |found, x| found | x.is_nan()) {
+            greedy(logits_v)?;
+        }
+        logits_v.iter_mut().for_each(|logit| *logit = (*logit - best) / self.temperature);
+        Ok(quantile(logits_v, rng.uniform()) as u32)
     }
 }
 
 /// The largest logit among `kept`.
 fn best_logit(kept: &[Candidate]) -> f32 {
     kept.iter().map(|c| c.logit).fold(f32::NEG_INFINITY, f32::max)
-}
-
-/// Probabilities of `kept`, up to their sum, which comes second.
-fn weights(kept: &[Candidate]) -> (Vec<f64>, f64) {
-    let best = best_logit(kept);
-    let weights: Vec<f64> = kept.iter().map(|c| f64::from(c.logit - best).exp()).collect();
-    let sum = weights.iter().sum();
-    (weights, sum)
 }
 
 #[cfg(test)]
@@ -190,6 +193,27 @@ pub(crate) mod tests {
             assert!(err.to_string().starts_with(name) && err.exit_code() == 2, "{err}");
         }
         assert!(Sampler::default().check("s").is_ok());
+    }
+
+    #[test]
+    fn a_draw_from_all_tokens_is_that_from_all_candidates() {
+        let logits: Vec<f32> = some_candidates(900, 5).iter().map(|c| c.logit).collect();
+        let so_far = SoFar { prompt: &[], tokens: &[] };
+        for temperature in [0.3, 1.0, 2.5] {
+            let all = Sampler { temperature, ..Sampler::default() };
+            let listed = Sampler { top_k: 900, ..all };
+            for seed in 0..200 {
+                let choose = |sampler: Sampler| {
+                    let mut rng = Seed(seed).rng();
+                    sampler.choose(&so_far, &mut logits.clone(), &mut rng).unwrap()
+                };
+                assert_eq!(choose(all), choose(listed));
+            }
+        }
+        for bad in [f32::NAN, f32::INFINITY] {
+            let sampler = Sampler { temperature: 1.0, ..Sampler::default() };
+            assert!(sampler.choose(&so_far, &mut [0.0, bad], &mut Seed(1).rng()).is_err());
+        }
     }
 
     #[test]

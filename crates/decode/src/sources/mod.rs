@@ -24,8 +24,9 @@ pub trait Source {
     /// Number of tokens it knows.
     fn vocab(&self) -> usize;
 
-    /// Reads the step's tokens; logits at the last token of each row, flat `(b, v)`.
-    fn step(&mut self, step: &Step) -> Result<Vec<f32>>;
+    /// Reads the step's tokens and replaces `logits_bv` by the logits at the last token of each
+    /// row, flat `(b, v)`.
+    fn step(&mut self, step: &Step, logits_bv: &mut Vec<f32>) -> Result<()>;
 
     /// Forgets the sequence in `slot`.
     fn free(&mut self, slot: usize);

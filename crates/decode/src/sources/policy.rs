@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
 use luthier_core::{Cache, Ctx, Policy, Result, Rows};
+use luthier_kernels::tensor;
 
 use super::{Source, Step};
 
@@ -25,7 +26,7 @@ impl Source for PolicySource<'_> {
         self.policy.model.vocab()
     }
 
-    fn step(&mut self, step: &Step) -> Result<Vec<f32>> {
+    fn step(&mut self, step: &Step, logits_bv: &mut Vec<f32>) -> Result<()> {
         let rows = &step.rows;
         self.cache.select(step.slots_b.to_vec());
         let mut ctx = Ctx::new(&self.policy.hooks, rows.clone(), step.ids_n);
@@ -39,8 +40,9 @@ impl Source for PolicySource<'_> {
         let at = |i: usize| rows.positions_n[last_b[i] as usize] as usize;
         let head_rows = Arc::new(Rows::new(&vec![1; last_b.len()], at));
         let mut ctx = Ctx::new(&self.policy.hooks, head_rows, &ids_b);
-        let logits_bv = self.policy.model.unembed(&h_bd, &mut ctx)?;
-        Ok(logits_bv.detach().to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
+        let logits = self.policy.model.unembed(&h_bd, &mut ctx)?.to_dtype(DType::F32)?;
+        logits_bv.clear();
+        Ok(tensor::with(&logits, |logits| logits_bv.extend_from_slice(logits))?)
     }
 
     fn free(&mut self, slot: usize) {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use luthier_core::{Affine, Ctx, Error, Model, Policy, Result, SiteId, SiteKind, SiteMap};
+use luthier_core::{Affine, Ctx, Error, Held, Model, Policy, Result, SiteId, SiteKind, SiteMap};
 use luthier_decode::TokenText;
 
 pub const VOCAB: usize = 19;
@@ -64,10 +64,13 @@ impl Model for Fake {
             let (mut past, mut positions) = (Vec::new(), Vec::new());
             if let Some(cache) = ctx.cache.as_deref_mut() {
                 let kv = cache.kv(row, layer);
-                past.extend_from_slice(&kv.k);
-                positions.extend(kv.v.iter().map(|p| *p as u32));
-                kv.k.extend_from_slice(&h[range.clone()]);
-                kv.v.extend(ctx.rows.positions_n[range.clone()].iter().map(|p| *p as f32));
+                let (Held::F32(k), Held::F32(v)) = (&mut kv.k, &mut kv.v) else {
+                    unreachable!("this model writes f32 only")
+                };
+                past.extend_from_slice(k);
+                positions.extend(v.iter().map(|p| *p as u32));
+                k.extend_from_slice(&h[range.clone()]);
+                v.extend(ctx.rows.positions_n[range.clone()].iter().map(|p| *p as f32));
             }
             for i in range {
                 past.push(h[i]);

@@ -90,6 +90,22 @@ impl Heads {
     /// sum.
     pub(super) fn forward(
         &self,
+        q: (Numbers, usize),
+        keys: (Numbers, Numbers, usize),
+        block: (usize, usize),
+        out: &mut [f32],
+        mut lse: Option<&mut [f32]>,
+    ) {
+        for kv in 0..self.k {
+            let out = &mut out[kv * self.group() * self.e..];
+            self.forward_group(kv, q, keys, block, out, lse.as_deref_mut());
+        }
+    }
+
+    /// The same for the query heads that share `kv`; `out` begins at their first number.
+    pub(super) fn forward_group(
+        &self,
+        kv: usize,
         (q, at): (Numbers, usize),
         (k, v, first): (Numbers, Numbers, usize),
         (i0, bq): (usize, usize),
@@ -97,50 +113,46 @@ impl Heads {
         mut lse: Option<&mut [f32]>,
     ) {
         let (e, group, a) = (self.e, self.group(), self.scale());
-        let (m, end) = (bq * group, i0 + bq);
+        let (m, end, begin) = (bq * group, i0 + bq, self.first_key(i0));
         let mut z = Buffer::new(m * e);
-        let mut scores = Buffer::new(m * KEYS.min(end));
+        let mut scores = Buffer::new(m * KEYS.min(end - begin));
         let mut rounded = self.rounded(scores.len());
         let (mut top, mut sum) = (Buffer::new(m), Buffer::new(m));
-        for kv in 0..self.k {
-            let q = self.gather(q, at, bq, kv);
-            top.fill(f32::NEG_INFINITY);
-            sum.fill(0.0);
-            let begin = self.first_key(i0);
-            for lo in (begin..end).step_by(KEYS) {
-                let c = KEYS.min(end - lo);
-                let (k, v) = (self.keys(k, first, lo, kv), self.keys(v, first, lo, kv));
-                let term = Term { a: View::rows(q.numbers(), e), b: k.t(), k: e };
-                product(self.precision, m, c, &[term], Output::Set, &mut scores, c);
-                for (r, row) in scores[..m * c].chunks_exact_mut(c).enumerate() {
-                    let (from, to) = self.visible(i0 + r / group, lo, c);
-                    row[..from].fill(0.0);
-                    row[to..].fill(0.0);
-                    let new_top = top[r].max(max(&row[from..to]) * a);
-                    if new_top > top[r] && lo > begin {
-                        let shrink = exp(top[r] - new_top);
-                        sum[r] *= shrink;
-                        scale(&mut z[r * e..(r + 1) * e], shrink);
-                    }
-                    if from < to {
-                        top[r] = new_top;
-                        sum[r] += exp_sum(&mut row[from..to], a, new_top);
-                    }
-                    round(row, r * c, &mut rounded);
+        let q = self.gather(q, at, bq, kv);
+        top.fill(f32::NEG_INFINITY);
+        sum.fill(0.0);
+        for lo in (begin..end).step_by(KEYS) {
+            let c = KEYS.min(end - lo);
+            let (k, v) = (self.keys(k, first, lo, kv), self.keys(v, first, lo, kv));
+            let term = Term { a: View::rows(q.numbers(), e), b: k.t(), k: e };
+            product(self.precision, m, c, &[term], Output::Set, &mut scores, c);
+            for (r, row) in scores[..m * c].chunks_exact_mut(c).enumerate() {
+                let (from, to) = self.visible(i0 + r / group, lo, c);
+                row[..from].fill(0.0);
+                row[to..].fill(0.0);
+                let new_top = top[r].max(max(&row[from..to]) * a);
+                if new_top > top[r] && lo > begin {
+                    let shrink = exp(top[r] - new_top);
+                    sum[r] *= shrink;
+                    scale(&mut z[r * e..(r + 1) * e], shrink);
                 }
-                let p = View::rows(chosen(&scores, &rounded), c);
-                let term = Term { a: p, b: v, k: c };
-                let output = if lo == begin { Output::Set } else { Output::Add };
-                product(self.precision, m, e, &[term], output, &mut z, e);
+                if from < to {
+                    top[r] = new_top;
+                    sum[r] += exp_sum(&mut row[from..to], a, new_top);
+                }
+                round(row, r * c, &mut rounded);
             }
-            for (r, z) in z.chunks_exact_mut(e).enumerate() {
-                let head = kv * group + r % group;
-                scale(z, 1.0 / sum[r]);
-                let at = r / group * self.q_width() + head * e;
-                out[at..at + e].copy_from_slice(z);
-                if let Some(lse) = lse.as_deref_mut() {
-                    lse[r / group * self.h + head] = top[r] + sum[r].ln();
-                }
+            let p = View::rows(chosen(&scores, &rounded), c);
+            let term = Term { a: p, b: v, k: c };
+            let output = if lo == begin { Output::Set } else { Output::Add };
+            product(self.precision, m, e, &[term], output, &mut z, e);
+        }
+        for (r, z) in z.chunks_exact_mut(e).enumerate() {
+            scale(z, 1.0 / sum[r]);
+            let at = r / group * self.q_width() + r % group * e;
+            out[at..at + e].copy_from_slice(z);
+            if let Some(lse) = lse.as_deref_mut() {
+                lse[r / group * self.h + kv * group + r % group] = top[r] + sum[r].ln();
             }
         }
     }

@@ -3,37 +3,10 @@
 use luthier_core::{Cache, Rows};
 
 use super::Heads;
-use crate::{
-    math::{axpy, dot, scale, softmax},
-    pool::Buffer,
-    threads,
-};
+use crate::{num::hold, threads};
 
-/// Work below which more than one thread does not pay: numbers of keys and values read.
+/// Work below which waking another thread does not pay: numbers of keys read.
 const SMALL: usize = 1 << 16;
-
-impl Heads {
-    /// Output of the heads that share `kv` for the last token of a sequence, over all its keys.
-    fn last(&self, q: &[f32], k: &[f32], v: &[f32], kv: usize, out: &mut [f32]) {
-        let (e, row) = (self.e, self.kv_width());
-        let keys = k.len() / row;
-        let from = self.first_key(keys - 1);
-        let mut p = Buffer::new(keys - from);
-        for (q, out) in q.chunks_exact(e).zip(out.chunks_exact_mut(e)) {
-            for (j, p) in p.iter_mut().enumerate() {
-                let at = (from + j) * row + kv * e;
-                *p = dot(q, &k[at..at + e]);
-            }
-            scale(&mut p, self.scale());
-            softmax(&mut p);
-            out.fill(0.0);
-            for (j, p) in p.iter().enumerate() {
-                let at = (from + j) * row + kv * e;
-                axpy(*p, &v[at..at + e], out);
-            }
-        }
-    }
-}
 
 /// Appends keys and values of `(q, k, v)` to the cache at `layer` and attends over all that each
 /// sequence holds.
@@ -51,8 +24,8 @@ pub fn cached(
         let range = rows.range(row);
         let new = range.start * kv_row..range.end * kv_row;
         let kv = cache.kv(row, layer);
-        kv.k.extend_from_slice(&k[new.clone()]);
-        kv.v.extend_from_slice(&v[new]);
+        hold(&mut kv.k, heads.precision, &k[new.clone()]);
+        hold(&mut kv.v, heads.precision, &v[new]);
         held += kv.k.len();
     }
     let cache = &*cache;
@@ -66,7 +39,7 @@ pub fn cached(
             (block, rest) = rest.split_at_mut(bq * q_row);
             if range.len() == 1 {
                 let heads = block.chunks_exact_mut(wide).enumerate();
-                single.extend(heads.map(|(kv, out)| (row, range.start, kv, out)));
+                single.extend(heads.map(|(kv, out)| (row, range.start, past, kv, out)));
             } else {
                 blocks.push((row, range.start + i0, (past + i0, bq), block));
             }
@@ -78,12 +51,12 @@ pub fn cached(
         let kv = ((&kv.k).into(), (&kv.v).into(), 0);
         threads::alone(|| heads.forward((q, token), kv, block, out, None));
     });
-    let one = |(row, token, kv, out): (usize, usize, usize, &mut [f32])| {
-        let past = cache.read(row, layer);
-        let at = token * q_row + kv * wide;
-        heads.last(&q[at..at + wide], &past.k, &past.v, kv, out);
+    let one = |(row, token, past, kv, out): (usize, usize, usize, usize, &mut [f32])| {
+        let (held, q) = (cache.read(row, layer), q.into());
+        let held = ((&held.k).into(), (&held.v).into(), 0);
+        heads.forward_group(kv, (q, token), held, (past, 1), out, None);
     };
-    match held < SMALL {
+    match held < threads::least(SMALL) {
         true => single.into_iter().for_each(one),
         false => threads::for_each(single, one),
     }

@@ -2,6 +2,7 @@
 
 mod pack;
 mod tile;
+mod turned;
 
 use std::{cell::RefCell, ops::Range};
 
@@ -179,7 +180,14 @@ impl Product<'_> {
         }
         let to = Target { c: c.as_mut_ptr(), row: c_row };
         let job = Job { level, kind, terms, steps: &steps, total, output, to };
-        let threads = if m * n * total < SMALL { 1 } else { threads::count() };
+        let threads = if m * n * total < threads::least(SMALL) { 1 } else { threads::count() };
+        if job.turns(m) {
+            let pieces = if threads == 1 { 1 } else { 2 * threads };
+            let cut = |i: usize| n * i / pieces;
+            let tasks = (0..pieces).map(|i| cut(i)..cut(i + 1)).collect();
+            let turned = |columns| PACKED.with_borrow_mut(|packed| job.turned(m, columns, packed));
+            return threads::for_each(tasks, turned);
+        }
         if threads == 1 {
             return job.run(0..m, 0..n);
         }
@@ -235,14 +243,18 @@ thread_local! {
     static PACKED: RefCell<Packed> = RefCell::default();
 }
 
-/// The first `steps` of a buffer that grows to the largest size asked for.
-fn grown(buffer: &mut Vec<Line>, steps: usize) -> &mut [u32] {
-    let lines = steps.div_ceil(16);
+/// The first `n` steps of a buffer that grows to the largest size asked for.
+fn grown(buffer: &mut Vec<Line>, n: usize) -> &mut [u32] {
+    let lines = n.div_ceil(16);
     if buffer.len() < lines {
         buffer.resize(lines, Line([0; 16]));
     }
+    steps(&mut buffer[..lines])
+}
+
+fn steps(lines: &mut [Line]) -> &mut [u32] {
     // SAFETY: a line is sixteen u32 without padding.
-    unsafe { std::slice::from_raw_parts_mut(buffer.as_mut_ptr().cast(), lines * 16) }
+    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * 16) }
 }
 
 impl Job<'_> {
@@ -251,16 +263,20 @@ impl Job<'_> {
         PACKED.with_borrow_mut(|packed| self.blocks(rows, columns, packed));
     }
 
+    /// The steps of all terms end to end, cut into as few equal parts as fit a panel.
+    fn depths(&self) -> impl Iterator<Item = Range<usize>> {
+        let (total, parts) = (self.total, self.total.div_ceil(DEPTH));
+        (0..parts).map(move |d| total * d / parts..total * (d + 1) / parts)
+    }
+
     fn blocks(&self, rows: Range<usize>, columns: Range<usize>, packed: &mut Packed) {
         let Packed { left, panel, scratch } = packed;
         let panel = grown(panel, DEPTH * WIDTH);
         let scratch = grown(scratch, DEPTH * WIDTH);
         let left = grown(left, ROWS.min(rows.len()) * DEPTH);
-        let depths = self.total.div_ceil(DEPTH);
         let highest = height(self.level);
-        for d in 0..depths {
-            let depth = self.total * d / depths..self.total * (d + 1) / depths;
-            let output = if d == 0 { self.output } else { Output::Add };
+        for depth in self.depths() {
+            let output = if depth.start == 0 { self.output } else { Output::Add };
             let parts = rows.len().div_ceil(ROWS);
             for part in 0..parts {
                 let r0 = rows.start + rows.len() * part / parts;
@@ -287,6 +303,7 @@ impl Job<'_> {
                                 cols: width,
                                 steps: depth.len(),
                                 a: left.as_ptr().add(r * DEPTH),
+                                a_row: DEPTH,
                                 b: panel.as_ptr(),
                                 c: self.to.c.add((r0 + r) * self.to.row + j0),
                                 c_row: self.to.row,

@@ -208,7 +208,7 @@ vectorised! {
 
 /// `out[c·out_row + r] = from[r·row + c]` for `rows` × `cols` steps; `from` may hold numbers of half
 /// a step, `row` of which lie between the beginnings of rows.
-fn turn<T: Copy>(
+pub(super) fn turn<T: Copy>(
     from: &[T],
     row: usize,
     (rows, cols): (usize, usize),

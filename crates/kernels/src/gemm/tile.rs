@@ -36,8 +36,9 @@ pub(super) struct Tile {
     pub rows: usize,
     pub cols: usize,
     pub steps: usize,
-    /// Packed rows, [`DEPTH`] steps apart.
+    /// Rows of steps, `a_row` steps apart ([`DEPTH`] where they were packed), aligned or not.
     pub a: *const u32,
+    pub a_row: usize,
     /// A panel: [`WIDTH`] columns of each step.
     pub b: *const u32,
     /// Rows of sums, `c_row` numbers apart.
@@ -88,7 +89,7 @@ unsafe fn portable(t: Tile) {
             let b = unsafe { *t.b.add(s * WIDTH + j).cast::<[f32; C]>() };
             for (r, sums) in sums.iter_mut().enumerate().take(t.rows) {
                 // SAFETY: row `r` has `steps` steps.
-                let x = f32::from_bits(unsafe { *t.a.add(r * DEPTH + s) });
+                let x = f32::from_bits(unsafe { t.a.add(r * t.a_row + s).read_unaligned() });
                 for (sum, b) in sums.iter_mut().zip(&b) {
                     *sum += x * b;
                 }
@@ -113,9 +114,11 @@ mod x86 {
 
     macro_rules! by_rows {
         ($f:ident, $t:expr, $two:expr, [$($r:literal)*]) => {
-            match ($t.rows, $two) {
-                $(($r, true) => $f::<$r, 2>($t),
-                  ($r, false) => $f::<$r, 1>($t),)*
+            match ($t.rows, $two, $t.a_row == DEPTH) {
+                $(($r, true, true) => $f::<$r, 2, true>($t),
+                  ($r, true, false) => $f::<$r, 2, false>($t),
+                  ($r, false, true) => $f::<$r, 1, true>($t),
+                  ($r, false, false) => $f::<$r, 1, false>($t),)*
                 _ => {}
             }
         };
@@ -169,7 +172,8 @@ mod x86 {
     macro_rules! wide {
         ($name:ident, $features:literal, |$x:ident, $column:ident, $sum:ident| $multiply:expr) => {
             #[target_feature(enable = $features)]
-            unsafe fn $name<const R: usize, const V: usize>(t: Tile) {
+            unsafe fn $name<const R: usize, const V: usize, const PACKED: bool>(t: Tile) {
+                let a_row = if PACKED { DEPTH } else { t.a_row };
                 let mut sums = [[_mm512_setzero_ps(); V]; R];
                 expect::<R, V>(t);
                 let (mut a, mut b) = (t.a.cast::<i32>(), t.b.cast::<i32>());
@@ -182,7 +186,7 @@ mod x86 {
                             columns[v] = _mm512_loadu_epi32(b.add(v * 16));
                         }
                         for r in 0..R {
-                            let $x = _mm512_set1_epi32(*a.add(r * DEPTH));
+                            let $x = _mm512_set1_epi32(a.add(r * a_row).read_unaligned());
                             for v in 0..V {
                                 let ($column, $sum) = (columns[v], sums[r][v]);
                                 sums[r][v] = $multiply;
@@ -218,7 +222,8 @@ mod x86 {
     }
 
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn narrow_f32<const R: usize, const V: usize>(t: Tile) {
+    unsafe fn narrow_f32<const R: usize, const V: usize, const PACKED: bool>(t: Tile) {
+        let a_row = if PACKED { DEPTH } else { t.a_row };
         let mut sums = [[_mm256_setzero_ps(); V]; R];
         let (mut a, mut b) = (t.a.cast::<f32>(), t.b.cast::<f32>());
         for _ in 0..t.steps {
@@ -229,7 +234,7 @@ mod x86 {
                     columns[v] = _mm256_loadu_ps(b.add(v * 8));
                 }
                 for r in 0..R {
-                    let x = _mm256_set1_ps(*a.add(r * DEPTH));
+                    let x = _mm256_set1_ps(a.add(r * a_row).read_unaligned());
                     for v in 0..V {
                         sums[r][v] = _mm256_fmadd_ps(x, columns[v], sums[r][v]);
                     }

@@ -1,0 +1,221 @@
+//! Threads that wait awake for the tasks of one leader.
+
+use std::{
+    cell::UnsafeCell,
+    hint,
+    mem::ManuallyDrop,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+/// Set in [`Team::state`] while there may be tasks left.
+const OPEN: usize = 1 << (usize::BITS - 1);
+/// Looks at the state before the processor is offered to others: some twenty microseconds.
+const PATIENCE: usize = 2000;
+
+/// A leader and those who serve it.
+#[derive(Default)]
+pub(super) struct Team {
+    /// How many servers are at work on the current job, and whether more may join.
+    state: AtomicUsize,
+    /// The next task of the current job.
+    next: AtomicUsize,
+    /// Written by the leader while nobody is at work and the job is not open.
+    job: UnsafeCell<Option<Job>>,
+    over: AtomicBool,
+    panic: Mutex<Option<Box<dyn std::any::Any + Send>>>,
+}
+
+// SAFETY: `job` is written only while the state is zero and read only by servers that have entered
+// an open state; the compare-exchange that enters pairs with the store that opened it.
+unsafe impl Sync for Team {}
+
+#[derive(Clone, Copy)]
+struct Job {
+    run: *const (dyn Fn(usize) + Sync),
+    tasks: usize,
+}
+
+/// Ends a team's service when dropped.
+pub(super) struct Ends<'a>(&'a Team);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.over.store(true, Ordering::Release);
+    }
+}
+
+/// A flag that is down again when this is dropped.
+pub(super) struct Taken(&'static AtomicBool);
+
+impl Taken {
+    /// Raises the flag, if nobody else has.
+    pub(super) fn new(flag: &'static AtomicBool) -> Option<Self> {
+        (!flag.swap(true, Ordering::Acquire)).then_some(Taken(flag))
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+impl Team {
+    pub(super) fn ends(&self) -> Ends<'_> {
+        Ends(self)
+    }
+
+    /// Works on the leader's jobs until the end.
+    pub(super) fn serve(&self) {
+        let mut looks = 0usize;
+        while !self.over.load(Ordering::Acquire) {
+            let state = self.state.load(Ordering::Relaxed);
+            if state & OPEN != 0 && self.enter(state) {
+                // SAFETY: the job is not written while somebody is inside.
+                if let Some(job) = unsafe { *self.job.get() } {
+                    // SAFETY: the leader waits until everybody is out.
+                    self.work(unsafe { &*job.run }, job.tasks);
+                }
+                self.state.fetch_sub(1, Ordering::Release);
+                looks = 0;
+            }
+            wait(&mut looks);
+        }
+    }
+
+    fn enter(&self, state: usize) -> bool {
+        let (entered, failed) = (Ordering::Acquire, Ordering::Relaxed);
+        self.state.compare_exchange(state, state + 1, entered, failed).is_ok()
+    }
+
+    /// Takes tasks until there are none. A panic is kept for the leader, and ends the job.
+    fn work(&self, run: &(dyn Fn(usize) + Sync), tasks: usize) {
+        let all = catch_unwind(AssertUnwindSafe(|| {
+            loop {
+                let task = self.next.fetch_add(1, Ordering::Relaxed);
+                if task >= tasks {
+                    return;
+                }
+                run(task);
+            }
+        }));
+        if let Err(panic) = all {
+            self.next.store(tasks, Ordering::Relaxed);
+            *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+        }
+    }
+
+    /// Calls `f` with every task, here and on the threads that serve.
+    pub(super) fn share<T: Send>(&self, tasks: Vec<T>, f: impl Fn(T) + Sync) {
+        let tasks: Vec<UnsafeCell<ManuallyDrop<T>>> =
+            tasks.into_iter().map(|task| UnsafeCell::new(ManuallyDrop::new(task))).collect();
+        let tasks = Tasks(tasks);
+        let run = |i: usize| {
+            let Tasks(tasks) = &tasks;
+            // SAFETY: every index is taken by one thread, once.
+            f(unsafe { ManuallyDrop::take(&mut *tasks[i].get()) });
+        };
+        self.lead(&run, tasks.0.len());
+    }
+
+    fn lead(&self, run: &(dyn Fn(usize) + Sync), tasks: usize) {
+        // SAFETY: only the lifetime is forgotten; nobody is at work once this function returns.
+        let forever = unsafe {
+            std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(run)
+        };
+        self.next.store(0, Ordering::Relaxed);
+        // SAFETY: the state is zero: nobody is inside, and nobody enters before it is open.
+        unsafe { *self.job.get() = Some(Job { run: forever, tasks }) };
+        self.state.store(OPEN, Ordering::Release);
+        self.work(run, tasks);
+        self.state.fetch_and(!OPEN, Ordering::Relaxed);
+        let mut looks = 0;
+        while self.state.load(Ordering::Acquire) != 0 {
+            wait(&mut looks);
+        }
+        let panic = self.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(panic) = panic {
+            resume_unwind(panic);
+        }
+    }
+}
+
+/// Tasks that several threads take from.
+struct Tasks<T>(Vec<UnsafeCell<ManuallyDrop<T>>>);
+
+// SAFETY: each task goes to one thread, see `Team::share`.
+unsafe impl<T: Send> Sync for Tasks<T> {}
+
+fn wait(looks: &mut usize) {
+    *looks += 1;
+    match *looks < PATIENCE {
+        true => hint::spin_loop(),
+        false => thread::yield_now(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU64;
+
+    use super::super::{for_each, together};
+
+    fn pool(threads: usize) -> rayon::ThreadPool {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap()
+    }
+
+    #[test]
+    fn every_task_is_done_once_at_any_number_of_threads() {
+        for threads in [1, 2, 5] {
+            pool(threads).install(|| {
+                together(|| {
+                    for round in 0..2000u64 {
+                        let sum = AtomicU64::new(0);
+                        for_each((0..round % 40).collect(), |x: u64| {
+                            sum.fetch_add(x, std::sync::atomic::Ordering::Relaxed);
+                        });
+                        let n = round % 40;
+                        assert_eq!(sum.into_inner(), n * n.saturating_sub(1) / 2);
+                    }
+                });
+            });
+        }
+    }
+
+    #[test]
+    fn a_team_is_used_where_tasks_are_shared_and_only_one_at_a_time() {
+        let order = pool(2).install(|| {
+            together(|| {
+                // Within a team there is no second one; its tasks are shared all the same.
+                let ids = std::sync::Mutex::new(std::collections::BTreeSet::new());
+                for _ in 0..10_000 {
+                    let note = |_| {
+                        let id = format!("{:?}", std::thread::current().id());
+                        ids.lock().unwrap().insert(id);
+                        std::thread::yield_now();
+                    };
+                    together(|| for_each(vec![(); 4], note));
+                    if ids.lock().unwrap().len() == 2 {
+                        break;
+                    }
+                }
+                ids.into_inner().unwrap().len()
+            })
+        });
+        assert_eq!(order, 2);
+    }
+
+    #[test]
+    fn a_panic_reaches_the_leader_and_ends_the_team() {
+        let caught = std::panic::catch_unwind(|| {
+            pool(3).install(|| together(|| for_each((0..100).collect(), |i: i32| assert!(i != 57))))
+        });
+        assert!(caught.is_err());
+        assert_eq!(pool(3).install(|| together(|| 7)), 7);
+    }
+}
