@@ -48,7 +48,7 @@ impl Default for Generate {
             min_new_tokens: 0,
             max_context: 0,
             max_batch: 32,
-            prefill_tokens: 2048,
+            prefill_tokens: 512,
             eos: Vec::new(),
             stop: Vec::new(),
             force_eos: false,

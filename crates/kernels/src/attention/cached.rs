@@ -1,12 +1,24 @@
 //! Attention over a cache of earlier keys and values, for decoding.
 
-use luthier_core::{Cache, Rows};
+use luthier_core::{Cache, Held, Rows};
 
 use super::Heads;
 use crate::{num::hold, threads};
 
 /// Work below which waking another thread does not pay: numbers of keys read.
 const SMALL: usize = 1 << 16;
+
+/// Makes room for `new` numbers and some tokens more, but not for twice as many: most of the memory
+/// of a generation is held here.
+fn grow(held: &mut Held, new: usize, token: usize) {
+    let (len, spare) = (held.len(), (held.len() / 8).max(64 * token));
+    match held {
+        _ if len == 0 => {}
+        Held::F32(x) if x.capacity() < len + new => x.reserve_exact(new + spare),
+        Held::Bf16(x) if x.capacity() < len + new => x.reserve_exact(new + spare),
+        _ => {}
+    }
+}
 
 /// Appends keys and values of `(q, k, v)` to the cache at `layer` and attends over all that each
 /// sequence holds.
@@ -24,6 +36,8 @@ pub fn cached(
         let range = rows.range(row);
         let new = range.start * kv_row..range.end * kv_row;
         let kv = cache.kv(row, layer);
+        grow(&mut kv.k, new.len(), kv_row);
+        grow(&mut kv.v, new.len(), kv_row);
         hold(&mut kv.k, heads.precision, &k[new.clone()]);
         hold(&mut kv.v, heads.precision, &v[new]);
         held += kv.k.len();

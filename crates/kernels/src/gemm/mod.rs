@@ -182,7 +182,7 @@ impl Product<'_> {
         let job = Job { level, kind, terms, steps: &steps, total, output, to };
         let threads = if m * n * total < threads::least(SMALL) { 1 } else { threads::count() };
         if job.turns(m) {
-            let pieces = if threads == 1 { 1 } else { 2 * threads };
+            let pieces = threads;
             let cut = |i: usize| n * i / pieces;
             let tasks = (0..pieces).map(|i| cut(i)..cut(i + 1)).collect();
             let turned = |columns| PACKED.with_borrow_mut(|packed| job.turned(m, columns, packed));
@@ -304,6 +304,7 @@ impl Job<'_> {
                                 steps: depth.len(),
                                 a: left.as_ptr().add(r * DEPTH),
                                 a_row: DEPTH,
+                                ahead: std::ptr::null(),
                                 b: panel.as_ptr(),
                                 c: self.to.c.add((r0 + r) * self.to.row + j0),
                                 c_row: self.to.row,

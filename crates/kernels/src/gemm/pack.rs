@@ -128,28 +128,32 @@ impl Operand<'_> {
     fn across(&self, stride: usize, (c0, width): (usize, usize), out: &mut [u32]) {
         let (data, (s0, s1), per) = (self.view.data, self.span, per_step(self.kind.step));
         let at = self.view.at + c0 + s0 * per * stride;
-        // Full panels of whole pairs, by far the most frequent, go in one sweep.
+        let mut done = 0;
+        // Whole pairs of full panels, by far the most frequent, go in one sweep.
         #[cfg(target_arch = "x86_64")]
-        if self.kind.step == Step::Bf16 && width == WIDTH && s1 * 2 <= self.k {
-            let last = at + (2 * (s1 - s0) - 1) * stride + WIDTH;
-            assert!(last <= data.len() && (s1 - s0) * WIDTH <= out.len());
+        if self.kind.step == Step::Bf16 && width == WIDTH {
+            let whole = s1.min(self.k / 2) - s0;
+            let last = at + (2 * whole).saturating_sub(1) * stride + WIDTH;
+            assert!(whole == 0 || last <= data.len() && whole * WIDTH <= out.len());
             // SAFETY: the assert bounds every row that is read and what is written; bf16 steps are
             // chosen only where the processor has AVX-512 with bf16.
             unsafe {
                 match data {
                     Numbers::Bf16(x) => {
-                        return x86::pairs(x.as_ptr().add(at), stride, s1 - s0, out.as_mut_ptr());
+                        x86::pairs(x.as_ptr().add(at), stride, whole, out.as_mut_ptr());
+                        done = whole;
                     }
                     Numbers::F32(x) => {
-                        let x = x.as_ptr().add(at);
-                        return x86::pairs_f32(x, stride, s1 - s0, out.as_mut_ptr());
+                        x86::pairs_f32(x.as_ptr().add(at), stride, whole, out.as_mut_ptr());
+                        done = whole;
                     }
                     Numbers::Blocks(_) => {}
                 }
             }
         }
         let (mut first, mut second) = ([0f32; WIDTH], [0f32; WIDTH]);
-        for (s, out) in out.chunks_exact_mut(WIDTH).enumerate().take(s1 - s0) {
+        let steps = out.chunks_exact_mut(WIDTH).enumerate().take(s1 - s0).skip(done);
+        for (s, out) in steps {
             let (at, p) = (at + s * per * stride, (s0 + s) * per);
             out[width..].fill(0);
             match self.kind.step {

@@ -39,6 +39,8 @@ pub(super) struct Tile {
     /// Rows of steps, `a_row` steps apart ([`DEPTH`] where they were packed), aligned or not.
     pub a: *const u32,
     pub a_row: usize,
+    /// What will be read next, to be fetched meanwhile: a line per step. Not read.
+    pub ahead: *const u32,
     /// A panel: [`WIDTH`] columns of each step.
     pub b: *const u32,
     /// Rows of sums, `c_row` numbers apart.
@@ -176,12 +178,16 @@ mod x86 {
                 let a_row = if PACKED { DEPTH } else { t.a_row };
                 let mut sums = [[_mm512_setzero_ps(); V]; R];
                 expect::<R, V>(t);
-                let (mut a, mut b) = (t.a.cast::<i32>(), t.b.cast::<i32>());
+                let (mut a, mut b, mut ahead) = (t.a.cast::<i32>(), t.b.cast::<i32>(), t.ahead);
                 for _ in 0..t.steps {
                     let mut columns = [_mm512_setzero_si512(); V];
                     // SAFETY: this step of the panel and of every row exists; vectors of steps and
                     // of what is in them have the same 512 bits.
                     unsafe {
+                        if !PACKED {
+                            _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
+                            ahead = ahead.wrapping_add(16);
+                        }
                         for v in 0..V {
                             columns[v] = _mm512_loadu_epi32(b.add(v * 16));
                         }

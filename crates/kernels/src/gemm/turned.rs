@@ -87,6 +87,8 @@ impl Job<'_> {
                         steps: depth.len(),
                         a,
                         a_row,
+                        // The rows after these, as far as the steps before this depth got.
+                        ahead: a.wrapping_add(rows * a_row + depth.start * (HIGH - 1)),
                         b,
                         c: sums[p..].as_mut_ptr().cast(),
                         c_row: wide,
