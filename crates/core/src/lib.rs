@@ -26,7 +26,7 @@ pub use example::{Completion, Example, Form, Origin, Turn};
 pub use held::Held;
 pub use hook::{Affine, At, Hook, Hooks, LowRank};
 pub use method::Method;
-pub use model::{Ctx, Found, Head, Learned, Logits, Model, Policy, Tape, Taped};
+pub use model::{AddTo, Ctx, Found, Gradient, Head, Learned, Logits, Model, Policy, Tape, Taped};
 pub use seed::{Rng, Seed};
 pub use site::{SiteId, SiteInfo, SiteKind, SiteMap};
 pub use state::StateDict;

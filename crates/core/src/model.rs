@@ -75,19 +75,30 @@ impl<'a> Ctx<'a> {
 /// A model some of whose weights are variables, and these variables by name.
 pub type Learned = (Arc<dyn Model>, Vec<(String, Var)>);
 
-/// Takes the gradient of a variable; called once for each variable that a block met.
-pub type Found<'a> = dyn FnMut(&Tensor, Tensor) -> Result<()> + 'a;
+/// Adds a gradient to the numbers of a sum.
+pub type AddTo = Box<dyn FnOnce(&mut [f32]) -> Result<()> + Send>;
 
-/// A block's output and, if there is anything to pull back through it, its tape.
+/// What one place of a model adds to a variable's gradient.
+pub enum Gradient {
+    /// All its numbers, in memory that nothing else looks at.
+    Dense(Tensor),
+    /// Adds itself to the sum: for tables, whose gradient is too large to exist once per batch.
+    Into(AddTo),
+}
+
+/// Takes the gradient of a variable from one place that read it.
+pub type Found<'a> = dyn FnMut(&Tensor, Gradient) -> Result<()> + 'a;
+
+/// An output and, if there is anything to pull back through it, its tape.
 pub type Taped = (Tensor, Option<Box<dyn Tape>>);
 
-/// What a block keeps of its forward pass for a backward pass of its own, without a graph.
+/// What a block or a head keeps of its forward pass for a backward pass of its own, without a graph.
 pub trait Tape: Send {
     /// Pulls the output's gradient back: hands every variable's gradient to `found` and returns
-    /// the gradient of the block's input if `need_dx`.
+    /// the gradient of the input if `need_dx`.
     fn backward(
         self: Box<Self>,
-        dy_nd: &Tensor,
+        dy: &Tensor,
         need_dx: bool,
         found: &mut Found,
     ) -> Result<Option<Tensor>>;
@@ -142,6 +153,29 @@ pub trait Model: Send + Sync {
     fn logp(&self, h_md: &Tensor, targets_m: &[u32], ctx: &mut Ctx) -> Result<Tensor> {
         let logits_mv = self.unembed(h_md, ctx)?;
         gather_logp(&logits_mv, targets_m)
+    }
+
+    /// [`Model::logp`] with a backward pass of the model's own, as [`Model::tape`] is for a block.
+    fn logp_tape(
+        &self,
+        _h_md: &Tensor,
+        _targets_m: &[u32],
+        _below: bool,
+        _ctx: &mut Ctx,
+    ) -> Result<Option<Taped>> {
+        Ok(None)
+    }
+
+    /// Pulls the gradient of [`Model::embed`]'s output back to the table; false where only the
+    /// graph of `embed` will do.
+    fn embed_backward(
+        &self,
+        _ids_n: &[u32],
+        _dh_nd: &Tensor,
+        _ctx: &mut Ctx,
+        _found: &mut Found,
+    ) -> Result<bool> {
+        Ok(false)
     }
 
     /// Weight and bias at a linear, embedding (table) or norm (scale) site, in f32.
@@ -222,7 +256,8 @@ pub struct Head<'a, 'c> {
 }
 
 impl Head<'_, '_> {
-    fn pick(&self, index_m: &[u32]) -> Result<Tensor> {
+    /// The residual stream at the named tokens, `(m, d)`.
+    pub fn pick(&self, index_m: &[u32]) -> Result<Tensor> {
         let (n, _d) = self.h_nd.dims2()?;
         if index_m.len() == n && index_m.iter().enumerate().all(|(i, j)| i as u32 == *j) {
             return Ok(self.h_nd.clone());

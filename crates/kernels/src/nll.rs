@@ -13,6 +13,7 @@ use crate::{
     linear::Frozen,
     math::{exp, exp_sum, max, scale},
     num::Precision,
+    pool::Buffer,
     tensor, threads,
 };
 
@@ -48,7 +49,7 @@ fn forward_block(
     mut mean: Option<&mut [f32]>,
 ) {
     let (m, Rows { v, d, precision, .. }) = (targets.len(), w);
-    let mut logits = vec![0f32; m * CHUNK.min(v)];
+    let mut logits = Buffer::new(m * CHUNK.min(v));
     let mut top = vec![f32::NEG_INFINITY; m];
     let mut sum = vec![0f32; m];
     for v0 in (0..v).step_by(CHUNK) {
@@ -98,44 +99,78 @@ fn forward(h: &[f32], w: Rows, targets: &[u32], keep: bool) -> (Vec<f32>, Saved)
     (logp, Saved { lse_m, mean_md })
 }
 
-/// `dh = g·(w_target − Σ p w)`.
-fn grad_hidden(w: Rows, targets: &[u32], saved: &Saved, g: &[f32]) -> Vec<f32> {
-    let mut dh = vec![0f32; targets.len() * w.d];
-    for (t, dh) in dh.chunks_exact_mut(w.d).enumerate() {
-        w.view.read_row(targets[t] as usize, dh);
-        for (dh, mean) in dh.iter_mut().zip(&saved.mean_md[t * w.d..]) {
-            *dh = g[t] * (*dh - mean);
+impl Saved {
+    /// `dh = g·(w_target − Σ p w)`.
+    fn grad_hidden(&self, w: Rows, targets: &[u32], g: &[f32]) -> Vec<f32> {
+        let mut dh = vec![0f32; targets.len() * w.d];
+        for (t, dh) in dh.chunks_exact_mut(w.d).enumerate() {
+            w.view.read_row(targets[t] as usize, dh);
+            for (dh, mean) in dh.iter_mut().zip(&self.mean_md[t * w.d..]) {
+                *dh = g[t] * (*dh - mean);
+            }
         }
+        dh
     }
-    dh
+
+    /// Adds `dw_v = Σ_t g_t·(1[v = target] − p_tv)·h_t`, with `p` computed again chunk by chunk.
+    fn grad_head(&self, h: &[f32], w: Rows, targets: &[u32], g: &[f32], dw: &mut [f32]) {
+        let (m, Rows { d, precision, .. }) = (targets.len(), w);
+        let tasks = dw.chunks_mut(CHUNK * d).enumerate().collect();
+        threads::for_each(tasks, |(i, dw): (usize, &mut [f32])| {
+            let (v0, c) = (i * CHUNK, dw.len() / d);
+            let w = w.view.from(v0, 0);
+            let mut p = Buffer::new(TOKENS.min(m) * c);
+            for t0 in (0..m).step_by(TOKENS) {
+                let b = TOKENS.min(m - t0);
+                let h = View::rows(&h[t0 * d..], d);
+                product(precision, b, c, &[Term { a: h, b: w.t(), k: d }], Output::Set, &mut p, c);
+                for (t, row) in p.chunks_exact_mut(c).take(b).enumerate() {
+                    exp_sum(row, 1.0, self.lse_m[t0 + t]);
+                    scale(row, -g[t0 + t]);
+                    let target = targets[t0 + t] as usize;
+                    if (v0..v0 + c).contains(&target) {
+                        row[target - v0] += g[t0 + t];
+                    }
+                }
+                let term = Term { a: View::rows(&p, c).t(), b: h, k: b };
+                product(precision, c, d, &[term], Output::Add, dw, d);
+            }
+        });
+    }
 }
 
-/// `dw_v = Σ_t g_t·(1[v = target] − p_tv)·h_t`, with `p` computed again chunk by chunk.
-fn grad_head(h: &[f32], w: Rows, targets: &[u32], saved: &Saved, g: &[f32]) -> Vec<f32> {
-    let (m, Rows { v, d, precision, .. }) = (targets.len(), w);
-    let mut dw = vec![0f32; v * d];
-    let tasks = dw.chunks_mut(CHUNK * d).enumerate().collect();
-    threads::for_each(tasks, |(i, dw): (usize, &mut [f32])| {
-        let (v0, c) = (i * CHUNK, dw.len() / d);
-        let w = w.view.from(v0, 0);
-        let mut p = vec![0f32; TOKENS * c];
-        for t0 in (0..m).step_by(TOKENS) {
-            let b = TOKENS.min(m - t0);
-            let h = View::rows(&h[t0 * d..], d);
-            product(precision, b, c, &[Term { a: h, b: w.t(), k: d }], Output::Set, &mut p, c);
-            for (t, row) in p.chunks_exact_mut(c).take(b).enumerate() {
-                exp_sum(row, 1.0, saved.lse_m[t0 + t]);
-                scale(row, -g[t0 + t]);
-                let target = targets[t0 + t] as usize;
-                if (v0..v0 + c).contains(&target) {
-                    row[target - v0] += g[t0 + t];
-                }
-            }
-            let term = Term { a: View::rows(&p, c).t(), b: h, k: b };
-            product(precision, c, d, &[term], Output::Add, dw, d);
-        }
-    });
-    dw
+/// Log-probabilities of targets without a graph, and what their gradients need.
+pub struct Pass {
+    h_md: Vec<f32>,
+    targets_m: Vec<u32>,
+    saved: Saved,
+}
+
+impl Pass {
+    /// `log softmax(h wᵀ)[target]` for one target per row of `h_md`; `keep`: a gradient of `h_md`
+    /// will be asked for.
+    pub fn new(
+        head: HeadWeight,
+        h_md: Vec<f32>,
+        targets_m: &[u32],
+        keep: bool,
+    ) -> Result<(Vec<f32>, Pass)> {
+        let (logp, saved) = head.with(|w| {
+            check(h_md.len() / w.d, w.d, w.v, w.d, targets_m)?;
+            Result::Ok(forward(&h_md, w, targets_m, keep))
+        })??;
+        Ok((logp, Pass { h_md, targets_m: targets_m.to_vec(), saved }))
+    }
+
+    /// The gradient of `h_md`, `(m, d)`, from those of the log-probabilities.
+    pub fn grad_hidden(&self, head: HeadWeight, g_m: &[f32]) -> Result<Vec<f32>> {
+        head.with(|w| self.saved.grad_hidden(w, &self.targets_m, g_m))
+    }
+
+    /// Adds the gradient of the head, `(v, d)`, to `dw_vd`.
+    pub fn grad_head(&self, head: HeadWeight, g_m: &[f32], dw_vd: &mut [f32]) -> Result<()> {
+        head.with(|w| self.saved.grad_head(&self.h_md, w, &self.targets_m, g_m, dw_vd))
+    }
 }
 
 fn check(m: usize, d: usize, o: usize, i: usize, targets: &[u32]) -> Result<()> {
@@ -196,7 +231,7 @@ impl CustomOp1 for FrozenHead {
         let Some(saved) = kept.as_ref().filter(|s| s.mean_md.len() == m * d) else {
             bail!("head: backward without a tracked forward")
         };
-        let dh = tensor::with(g, |g| grad_hidden(rows(&self.head), &self.targets, saved, g))?;
+        let dh = tensor::with(g, |g| saved.grad_hidden(rows(&self.head), &self.targets, g))?;
         Ok(Some(tensor::from_vec(dh, (m, d))?))
     }
 }
@@ -235,8 +270,9 @@ impl CustomOp2 for LearnedHead {
             tensor::with(w, |w| {
                 tensor::with(g, |g| {
                     let w = self.rows(w, d);
-                    let dh = grad_hidden(w, &self.targets, saved, g);
-                    (dh, grad_head(h, w, &self.targets, saved, g))
+                    let mut dw = vec![0f32; w.v * w.d];
+                    saved.grad_head(h, w, &self.targets, g, &mut dw);
+                    (saved.grad_hidden(w, &self.targets, g), dw)
                 })
             })
         })???;
@@ -245,11 +281,24 @@ impl CustomOp2 for LearnedHead {
 }
 
 /// A head that is frozen, or learned (possibly the embedding table itself).
+#[derive(Clone, Copy)]
 pub enum HeadWeight<'a> {
     /// No gradient for the head.
     Frozen(&'a Frozen),
     /// `(v, d)` with a gradient.
     Learned(&'a Tensor, Precision),
+}
+
+impl HeadWeight<'_> {
+    fn with<R>(self, f: impl FnOnce(Rows) -> R) -> Result<R> {
+        match self {
+            HeadWeight::Frozen(head) => Ok(f(rows(head))),
+            HeadWeight::Learned(w, precision) => {
+                let (v, d) = w.dims2()?;
+                tensor::with(w, |w| f(Rows { view: View::rows(w, d), precision, v, d }))
+            }
+        }
+    }
 }
 
 /// `log softmax(h wᵀ)[target]` for one target per row of `h_md`, `(m,)`; memory `O(m·d)`.

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use candle_core::{Tensor, Var};
-use luthier_core::{Affine, Ctx, Error, Model, Result, SiteId, SiteKind, SiteMap, Taped};
+use luthier_core::{Affine, Ctx, Error, Found, Model, Result, SiteId, SiteKind, SiteMap, Taped};
 use luthier_kernels::{
     Heads, Rotation, attend, attend_cached, attention, head_logp, rotate, swiglu,
 };
@@ -18,6 +18,7 @@ use crate::{
 
 mod fan;
 mod fused;
+mod head;
 mod tape;
 
 /// One block: attention and gated MLP, each behind a norm and a residual.
@@ -239,13 +240,32 @@ impl Model for Decoder {
     }
 
     fn logp(&self, h_md: &Tensor, targets_m: &[u32], ctx: &mut Ctx) -> Result<Tensor> {
-        let biased = self.head.as_ref().is_some_and(|h| h.bias.is_some());
-        if ctx.hooks.watched(self.head_site) || biased {
+        if !self.fused_head(ctx) {
             let logits_mv = self.unembed(h_md, ctx)?;
             return luthier_core::model::gather_logp(&logits_mv, targets_m);
         }
         let x_md = self.norm(&self.final_norm, h_md, ctx)?;
         Ok(head_logp(&x_md, self.head_weight().head(), targets_m)?)
+    }
+
+    fn logp_tape(
+        &self,
+        h_md: &Tensor,
+        targets_m: &[u32],
+        below: bool,
+        ctx: &mut Ctx,
+    ) -> Result<Option<Taped>> {
+        self.head_tape(h_md, targets_m, below, ctx)
+    }
+
+    fn embed_backward(
+        &self,
+        ids_n: &[u32],
+        dh_nd: &Tensor,
+        ctx: &mut Ctx,
+        found: &mut Found,
+    ) -> Result<bool> {
+        self.table_backward(ids_n, dh_nd, ctx, found)
     }
 
     fn affine(&self, site: SiteId) -> Result<Affine> {

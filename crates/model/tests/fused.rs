@@ -4,8 +4,8 @@ use std::{collections::HashMap, sync::Arc};
 
 use candle_core::{Device, Tensor, TensorId, Var};
 use luthier_core::{
-    At, Cache, Ctx, Hook, Hooks, LowRank, Model, Policy, Result, Rows, Seed, SiteId, SiteInfo,
-    SiteKind,
+    At, Cache, Ctx, Gradient, Hook, Hooks, LowRank, Model, Policy, Result, Rows, Seed, SiteId,
+    SiteInfo, SiteKind,
 };
 use luthier_model::{Decoder, Precision, Source};
 use luthier_testkit::{assert_close, assert_same_bits, golden};
@@ -110,7 +110,8 @@ impl Case {
             self.vars.iter().map(|(n, v)| (v.as_tensor().id(), n)).collect();
         let (mut grads, mut dx) = (HashMap::new(), None);
         if let Some(tape) = tape {
-            let mut found = |var: &Tensor, new: Tensor| {
+            let mut found = |var: &Tensor, new| {
+                let Gradient::Dense(new) = new else { panic!("a block's gradients are dense") };
                 let name = names[&var.id()].clone();
                 assert!(grads.insert(name.clone(), new).is_none(), "{name}: found twice");
                 Ok(())

@@ -35,7 +35,7 @@ pub fn plan(
 ) -> (bool, Memory) {
     let (most, threads) = (most_shards(opened, bound), threads::count());
     // Tokens and trained tokens of the shards that run side by side, and how many shards there are.
-    let mut largest = (0, 0, 0);
+    let mut largest = (0, 0);
     for step in plan.epoch(0) {
         for micro in micro_batches(&step, rows, config.micro_tokens()) {
             let shards = shards(&micro, rows, most);
@@ -43,10 +43,10 @@ pub fn plan(
             let (tokens, trained) = live.fold((0, 0), |(tokens, trained), i| {
                 (tokens + rows[*i].len() as u64, trained + rows[*i].trained() as u64)
             });
-            largest = largest.max((tokens, trained, shards.len() as u64));
+            largest = largest.max((tokens, trained));
         }
     }
-    let (live_tokens, live_trained, shards) = largest;
+    let (live_tokens, live_trained) = largest;
     let trainable = trainable(bound);
     let sizes = |keep| Sizes {
         // Weights that learn take the place of frozen ones, unless a run goes on from others.
@@ -60,7 +60,6 @@ pub fn plan(
         largest: bound.vars.iter().map(|(_, v)| v.elem_count() as u64).max().unwrap_or(0),
         live_tokens,
         live_trained,
-        gradients: estimate::gradient_sets(threads as u64, shards),
         buffers: config.update.check().map_or(2, |plan| plan.state.len() as u64),
         halves: opened.precision == Precision::Bf16,
         block: block(opened, bound),

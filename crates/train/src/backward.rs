@@ -6,14 +6,12 @@
 //! kept from the forward pass or made again from the block's input changes memory and time, never a
 //! bit of the result. Blocks below the lowest learned parameter get no backward at all.
 
-use std::collections::{BTreeMap, HashMap};
-
-use candle_core::{Tensor, TensorId, Var, backprop::GradStore};
-use luthier_core::{Batch, Ctx, Head, Model, Result, Seed, Tape};
+use candle_core::{Tensor, Var, backprop::GradStore};
+use luthier_core::{Batch, Ctx, Head, Logits, Model, Result, Seed, Tape};
 use luthier_loss::Log;
 use serde::{Deserialize, Serialize};
 
-use crate::{step::Step, sum::AddTo};
+use crate::{step::Step, sum::Shard};
 
 /// What happens to the values inside a block between forward and backward.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,9 +25,6 @@ pub enum Activation {
     /// Computed again in the backward pass: a third more work, a fraction of the memory.
     Recompute,
 }
-
-/// Gradients by variable name.
-pub type Gradients = BTreeMap<String, Tensor>;
 
 /// What one micro-batch gave.
 #[derive(Debug)]
@@ -80,14 +75,51 @@ impl Leaf {
     }
 }
 
+/// The model's head, whose log-probabilities are leaves of the objective's graph wherever the
+/// model pulls their gradients back itself.
+struct Tail<'a, 'c> {
+    head: Head<'a, 'c>,
+    /// Whether anything under the head learns.
+    below: bool,
+    taped: Vec<Taped>,
+}
+
+/// Log-probabilities, the tokens they belong to, and the way back from them.
+struct Taped {
+    logp_m: Var,
+    index_m: Vec<u32>,
+    tape: Box<dyn Tape>,
+}
+
+impl Logits for Tail<'_, '_> {
+    fn logp(&mut self, index_m: &[u32], targets_m: &[u32]) -> Result<Tensor> {
+        let h_md = self.head.pick(index_m)?.detach();
+        let Head { model, ctx, .. } = &mut self.head;
+        match model.logp_tape(&h_md, targets_m, self.below, ctx)? {
+            None => self.head.logp(index_m, targets_m),
+            Some((logp_m, None)) => Ok(logp_m),
+            Some((logp_m, Some(tape))) => {
+                let logp_m = Var::from_tensor(&logp_m)?;
+                let leaf = logp_m.as_tensor().clone();
+                self.taped.push(Taped { logp_m, index_m: index_m.to_vec(), tape });
+                Ok(leaf)
+            }
+        }
+    }
+
+    fn logits(&mut self, index_m: &[u32]) -> Result<Tensor> {
+        self.head.logits(index_m)
+    }
+}
+
 impl Step<'_> {
-    /// One batch forward and backward; adds `scale · ∂sum/∂var` to `gradients`.
+    /// One batch forward and backward; hands `scale · ∂sum/∂var` to `shard`.
     pub fn forward_backward(
         &self,
         batch: &Batch,
         noise: Option<Seed>,
         scale: f64,
-        gradients: &mut Gradients,
+        shard: &mut Shard,
     ) -> Result<Share> {
         let model = self.policy.model.as_ref();
         let mut ctx = Ctx::new(&self.policy.hooks, batch.rows.clone(), &batch.ids_n);
@@ -108,19 +140,33 @@ impl Step<'_> {
         }
 
         let leaf = Leaf::new(&h_nd, learned_below)?;
-        let mut head = Head { model, h_nd: &leaf.0, ctx: &mut ctx };
-        let terms = self.objective.terms(&mut head, batch)?;
+        let head = Head { model, h_nd: &leaf.0, ctx: &mut ctx };
+        let mut tail = Tail { head, below: learned_below, taped: Vec::new() };
+        let terms = self.objective.terms(&mut tail, batch)?;
+        let taped = tail.taped;
         let share = Share { sum: f64::from(terms.sum.to_scalar::<f32>()?), logs: terms.logs };
         if !terms.sum.track_op() {
             return Ok(share);
         }
         let store = (terms.sum * scale)?.backward()?;
-        collect(self.vars, &store, gradients)?;
-        let Some(mut dy_nd) = store.get(&leaf.0).cloned() else { return Ok(share) };
+        collect(self.vars, &store, shard)?;
+        let mut dy_nd = store.get(&leaf.0).cloned();
+        for Taped { logp_m, index_m, tape } in taped {
+            let Some(dlogp_m) = store.get(logp_m.as_tensor()) else { continue };
+            let mut found = |var: &Tensor, new| shard.found(var, new);
+            if let Some(dh_md) = tape.backward(dlogp_m, learned_below, &mut found)? {
+                let index = Tensor::from_slice(&index_m, index_m.len(), h_nd.device())?;
+                let so_far = match dy_nd {
+                    Some(dy_nd) => dy_nd,
+                    None => h_nd.zeros_like()?,
+                };
+                dy_nd = Some(so_far.index_add(&index, &dh_md, 0)?);
+            }
+        }
+        drop(store);
+        let Some(mut dy_nd) = dy_nd else { return Ok(share) };
 
         let lowest_needs_gradient = embedded.track_op();
-        let names: HashMap<TensorId, &str> =
-            self.vars.iter().map(|(name, var)| (var.as_tensor().id(), name.as_str())).collect();
         while let Some((layer, mut it)) = kept.pop() {
             let needs_gradient = !kept.is_empty() || lowest_needs_gradient;
             if let Kept::Input(input) = &it {
@@ -128,15 +174,12 @@ impl Step<'_> {
                 let Some(again) = again else { return Ok(share) };
                 it = again;
             }
-            let mut found = |var: &Tensor, new: Tensor| match names.get(&var.id()) {
-                Some(name) => grow(gradients, name, new),
-                None => Ok(()),
-            };
+            let mut found = |var: &Tensor, new| shard.found(var, new);
             let dx_nd = match it {
                 Kept::Tape(tape) => tape.backward(&dy_nd, needs_gradient, &mut found)?,
                 Kept::Graph(leaf, y_nd) => {
                     let store = (y_nd * &dy_nd)?.sum_all()?.backward()?;
-                    collect(self.vars, &store, gradients)?;
+                    collect(self.vars, &store, shard)?;
                     store.get(&leaf.0).cloned()
                 }
                 Kept::Input(_) => None,
@@ -147,36 +190,21 @@ impl Step<'_> {
             }
         }
         if lowest_needs_gradient {
-            let store = (embedded * &dy_nd)?.sum_all()?.backward()?;
-            collect(self.vars, &store, gradients)?;
+            let mut found = |var: &Tensor, new| shard.found(var, new);
+            if !model.embed_backward(&batch.ids_n, &dy_nd, &mut ctx, &mut found)? {
+                let store = (embedded * &dy_nd)?.sum_all()?.backward()?;
+                collect(self.vars, &store, shard)?;
+            }
         }
         Ok(share)
     }
 }
 
-fn collect(vars: &[(String, Var)], store: &GradStore, gradients: &mut Gradients) -> Result<()> {
-    for (name, var) in vars {
+fn collect(vars: &[(String, Var)], store: &GradStore, shard: &mut Shard) -> Result<()> {
+    for (i, (_, var)) in vars.iter().enumerate() {
         if let Some(new) = store.get(var.as_tensor()) {
-            add(gradients, name, new.clone())?;
+            shard.shared(i, new.clone())?;
         }
     }
-    Ok(())
-}
-
-/// As [`add`] for a gradient that nothing else looks at: the sum is made where it lies.
-fn grow(gradients: &mut Gradients, name: &str, new: Tensor) -> Result<()> {
-    if let Some(old) = gradients.get(name) {
-        new.inplace_op2(&old.contiguous()?, &AddTo)?;
-    }
-    gradients.insert(name.to_string(), new);
-    Ok(())
-}
-
-fn add(gradients: &mut Gradients, name: &str, new: Tensor) -> Result<()> {
-    let sum = match gradients.get(name) {
-        Some(old) => (old + new)?,
-        None => new,
-    };
-    gradients.insert(name.to_string(), sum);
     Ok(())
 }

@@ -8,9 +8,9 @@ use serde::Serialize;
 const BLOCK_IN_WORK: u64 = 3;
 /// f32 numbers of the head in work, per width and trained token: input, normalised input, gradient.
 const HEAD_IN_WORK: u64 = 3;
-/// While the gradient of a table is summed (embedding, tied head, accumulation) it exists about so
-/// many times.
-const TABLE_IN_WORK: u64 = 4;
+/// Work space of the largest learned tensor: a table that is also the head has a sum of gradients for
+/// each of the two.
+const TABLE_IN_WORK: u64 = 1;
 /// Program, tokenizer, work space.
 const REST: u64 = 60 << 20;
 /// Bytes of an f32.
@@ -29,8 +29,6 @@ pub struct Sizes {
     pub live_tokens: u64,
     /// Of these, tokens with a non-zero weight.
     pub live_trained: u64,
-    /// Sets of gradients that exist at the same time.
-    pub gradients: u64,
     /// Optimizer buffers per learned number (AdamW 2, SGD 0 or 1).
     pub buffers: u64,
     /// Whether weights and kept activations are bf16.
@@ -76,16 +74,6 @@ impl Memory {
     }
 }
 
-/// Most sets of gradients at a time: the sum, that of the shard in work on each thread, and one that
-/// waits for an earlier shard. A single shard adds to the sum itself.
-pub fn gradient_sets(threads: u64, shards: u64) -> u64 {
-    match shards {
-        0 | 1 => 1,
-        _ => threads.min(shards).max(1) + 2,
-    }
-    .min(shards.max(1))
-}
-
 /// Numbers that one token leaves in one block.
 fn block_numbers(model: &dyn Model, block: Block) -> u64 {
     let out = |part: &str| {
@@ -127,7 +115,8 @@ pub fn memory(model: &dyn Model, sizes: Sizes) -> Memory {
     let kept = layers * if sizes.keep { number * per_block } else { F32 * d };
     let work = F32 * in_work * per_block;
     let head = F32 * HEAD_IN_WORK * d * sizes.live_trained;
-    let sets = 1 + sizes.gradients + sizes.buffers;
+    // The numbers and the sum of their gradients; of a shard's, little waits for its turn.
+    let sets = 2 + sizes.buffers;
     Memory {
         weights: sizes.frozen * if sizes.halves { F32 / 2 } else { F32 },
         learned: F32 * (sizes.trainable * sets + TABLE_IN_WORK * sizes.largest),
@@ -144,13 +133,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn few_sets_of_gradients_exist_at_a_time() {
-        let sets = gradient_sets;
-        assert_eq!([sets(1, 1), sets(16, 1), sets(1, 2), sets(2, 2), sets(1, 0)], [1, 1, 2, 2, 1]);
-        assert_eq!([sets(1, 8), sets(2, 8), sets(4, 64)], [3, 4, 6]);
-    }
-
-    #[test]
     fn memory_is_affine_in_tokens_and_bf16_halves_what_is_kept() {
         // One linear of width 10 beside a stream of 6: 2 · (6 + 10) + 7 = 39 numbers per block.
         let model = Fake::new(Shape { layers: 5, ..Shape::default() }, Seed(0));
@@ -160,7 +142,6 @@ mod tests {
             largest: 4,
             live_tokens: 0,
             live_trained: 0,
-            gradients: 2,
             buffers: 2,
             halves: false,
             block: Block::ByHand { ranks: 7 },
@@ -176,7 +157,7 @@ mod tests {
         assert_eq!(at(100, true), 100 * (5 * 39 * 2 + 3 * 39 * 4));
         assert_eq!(of(100, false, false).activations, 100 * (5 * 6 * 4 + 3 * 39 * 4));
         assert_eq!([of(0, true, false).weights, of(0, true, true).weights], [4000, 2000]);
-        assert_eq!(of(0, true, false).learned, 4 * (10 * 5 + 4 * 4));
+        assert_eq!(of(0, true, false).learned, 4 * (10 * 4 + 4));
         let trained = Sizes { live_trained: 11, ..sizes };
         assert_eq!(memory(&model, trained).activations, 4 * 3 * 6 * 11);
     }

@@ -12,9 +12,10 @@ pub mod log;
 pub mod order;
 pub mod run;
 pub mod step;
-mod sum;
+pub mod sum;
 
-pub use backward::{Activation, Gradients};
+pub use backward::Activation;
 pub use config::Train;
 pub use run::{Job, Outcome, Stopped, run};
 pub use step::{Step, StepReport};
+pub use sum::{Gradients, Sums};

@@ -1,9 +1,8 @@
 //! One optimizer step from its shards, exact under any split.
 
 use std::{
-    collections::BTreeMap,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Instant,
@@ -15,7 +14,7 @@ use luthier_kernels::threads;
 use luthier_loss::{Log, Objective};
 use luthier_update::Stepper;
 
-use crate::sum::Part;
+use crate::{backward::Share, sum::Sums};
 
 /// What a step did.
 #[derive(Clone, Debug)]
@@ -66,17 +65,20 @@ impl Step<'_> {
             return Err(Error::input(format!("step {number}"), "no token of this step is trained")
                 .hint(format!("look at `luthier show` for {names}")));
         }
-        let (mut total, mut first) = (Part::default(), 0);
+        let sums = Sums::new(self.vars, all.len());
+        let (mut shares, mut first) = (Vec::with_capacity(all.len()), 0);
         for pass in passes {
-            self.pass(pass, noise, first, 1.0 / normaliser, &mut total).map_err(|t| match t {
-                Trouble::NotFinite(shard) => {
-                    self.blame(number, &pass[(shard - first) as usize], describe)
-                }
+            let new = self.pass(pass, noise, first, 1.0 / normaliser, &sums);
+            shares.extend(new.map_err(|trouble| match trouble {
+                Trouble::NotFinite(i) => self.blame(number, &pass[i], describe),
                 Trouble::Error(error) => error,
-            })?;
-            first += pass.len() as u64;
+            })?);
+            first += pass.len();
         }
-        let Part { sum, logs, gradients, .. } = total;
+        let gradients = sums.gradients()?;
+        let mut logs = Vec::new();
+        shares.iter().for_each(|share| add_logs(&mut logs, &share.logs));
+        let sum: f64 = shares.iter().map(|share| share.sum).sum();
         let info = stepper.step(&|name, _| gradients.get(name).cloned())?;
         Ok(StepReport {
             loss: sum / normaliser,
@@ -88,32 +90,31 @@ impl Step<'_> {
         })
     }
 
-    /// Adds the shards of one pass to `total`, the first of them being number `first` of the step.
+    /// The shards of one pass, the first of them being number `first` of the step.
     ///
-    /// Threads take the shards in order, and what they give is added in that order whoever is done
-    /// first: the sum follows from the shards alone, and few sets of gradients exist at a time.
+    /// Threads take the shards in order, and gradients are summed in that order whoever is done
+    /// first: the sum follows from the shards alone, and little waits for its turn.
     fn pass(
         &self,
         shards: &[Batch],
         noise: Seed,
-        first: u64,
+        first: usize,
         scale: f64,
-        total: &mut Part,
-    ) -> std::result::Result<(), Trouble> {
-        let run = |i: usize, part: &mut Part| -> std::result::Result<(), Trouble> {
-            let number = first + i as u64;
-            let noise = Some(noise.at(number));
-            let share = self.forward_backward(&shards[i], noise, scale, &mut part.gradients)?;
-            let finite = share.sum.is_finite();
-            part.count(share);
-            if finite { Ok(()) } else { Err(Trouble::NotFinite(number)) }
+        sums: &Sums,
+    ) -> std::result::Result<Vec<Share>, Trouble> {
+        let run = |i: usize| -> std::result::Result<Share, Trouble> {
+            let mut shard = sums.shard(first + i);
+            let noise = Some(noise.at((first + i) as u64));
+            let share = self.forward_backward(&shards[i], noise, scale, &mut shard)?;
+            shard.finish()?;
+            if share.sum.is_finite() { Ok(share) } else { Err(Trouble::NotFinite(i)) }
         };
         // With fewer shards, cores would idle if each shard kept to one.
         if shards.len() < 2 || 2 * shards.len() <= threads::count() {
-            return (0..shards.len()).try_for_each(|i| run(i, total));
+            return (0..shards.len()).map(run).collect();
         }
         let next = AtomicUsize::new(0);
-        let fold = Mutex::new(Fold { total: std::mem::take(total), ..Fold::default() });
+        let shares = shards.iter().map(|_| Mutex::new(None)).collect::<Vec<_>>();
         threads::for_each(vec![(); threads::count().min(shards.len())], |()| {
             threads::alone(|| {
                 loop {
@@ -121,25 +122,17 @@ impl Step<'_> {
                     if i >= shards.len() {
                         return;
                     }
-                    let mut part = Part::default();
-                    let done = run(i, &mut part);
-                    let mut fold = fold.lock().unwrap_or_else(|e| e.into_inner());
-                    if let Err(trouble) = done.and_then(|()| fold.add(i, part)) {
+                    let share = run(i);
+                    if share.is_err() {
                         next.store(shards.len(), Ordering::Relaxed);
-                        // Every shard before this one has begun: the first of all is told of.
-                        if fold.trouble.as_ref().is_none_or(|(first, _)| i < *first) {
-                            fold.trouble = Some((i, trouble));
-                        }
                     }
+                    *shares[i].lock().unwrap_or_else(PoisonError::into_inner) = Some(share);
                 }
             });
         });
-        let fold = fold.into_inner().unwrap_or_else(|e| e.into_inner());
-        *total = fold.total;
-        match fold.trouble {
-            Some((_, trouble)) => Err(trouble),
-            None => Ok(()),
-        }
+        // After a trouble the later shards are missing, but none before it: that one is told of.
+        let shares = shares.into_iter();
+        shares.map_while(|it| it.into_inner().unwrap_or_else(PoisonError::into_inner)).collect()
     }
 
     /// Tokens per second of one pass: the second of two without an update, so that buffers are
@@ -148,7 +141,7 @@ impl Step<'_> {
         let mut seconds = 0.0;
         for _ in 0..2 {
             let begun = Instant::now();
-            match self.pass(pass, Seed(0), 0, 1.0, &mut Part::default()) {
+            match self.pass(pass, Seed(0), 0, 1.0, &Sums::new(self.vars, pass.len())) {
                 // A loss that is not finite is for the first step to explain; it takes its time too.
                 Ok(_) | Err(Trouble::NotFinite(_)) => {}
                 Err(Trouble::Error(error)) => return Err(error),
@@ -173,32 +166,10 @@ impl Step<'_> {
     }
 }
 
-/// Sums in the order of the shards.
-#[derive(Default)]
-struct Fold {
-    total: Part,
-    /// How many shards are in it.
-    added: usize,
-    /// What later shards gave.
-    waiting: BTreeMap<usize, Part>,
-    trouble: Option<(usize, Trouble)>,
-}
-
-impl Fold {
-    fn add(&mut self, i: usize, part: Part) -> std::result::Result<(), Trouble> {
-        self.waiting.insert(i, part);
-        while let Some(part) = self.waiting.remove(&self.added) {
-            self.total = Part::add(std::mem::take(&mut self.total), part)?;
-            self.added += 1;
-        }
-        Ok(())
-    }
-}
-
 /// Why a shard gave nothing.
 enum Trouble {
-    /// The loss of the shard with this number is not finite.
-    NotFinite(u64),
+    /// The loss of the pass's shard with this number is not finite.
+    NotFinite(usize),
     /// Anything else.
     Error(Error),
 }

@@ -12,7 +12,9 @@ use luthier_loss::Loss;
 use luthier_model::{Decoder, Precision, Source};
 use luthier_params::{Bound, Full, Params, peft};
 use luthier_testkit::{assert_close, assert_same_bits, golden};
-use luthier_train::{Gradients, Job, Outcome, Step, Stopped, Train, checkpoint, log::metrics};
+use luthier_train::{
+    Gradients, Job, Outcome, Step, Stopped, Sums, Train, checkpoint, log::metrics,
+};
 use luthier_update::{Stepper, Update};
 
 fn model(name: &str) -> Arc<dyn Model> {
@@ -141,13 +143,15 @@ fn gradients(bound: &Bound, batches: &[Batch], keep: bool) -> (f64, Gradients) {
     let loss = Loss::default();
     let objective = loss.objective().unwrap();
     let scale = 1.0 / objective.normaliser(&batches.iter().collect::<Vec<_>>());
-    let (mut all, mut sum) = (Gradients::new(), 0.0);
+    let (sums, mut sum) = (Sums::new(&bound.vars, batches.len()), 0.0);
     let step = Step { policy: &bound.policy, vars: &bound.vars, objective, keep };
-    for batch in batches {
-        let share = step.forward_backward(batch, None, scale, &mut all).unwrap();
+    for (i, batch) in batches.iter().enumerate() {
+        let mut shard = sums.shard(i);
+        let share = step.forward_backward(batch, None, scale, &mut shard).unwrap();
+        shard.finish().unwrap();
         sum += share.sum * scale;
     }
-    (sum, all)
+    (sum, sums.gradients().unwrap())
 }
 
 fn adapted() -> (Bound, Batch) {

@@ -1,7 +1,7 @@
 //! Linear maps that read the same input, each with its low-rank addition: forward and backward.
 
 use candle_core::{CpuStorage, Layout, Storage, StorageRef, Tensor};
-use luthier_core::{Error, Found, LowRank, Result};
+use luthier_core::{Error, Found, Gradient, LowRank, Result};
 use luthier_kernels::{
     gemm::{Output, Term, View, product},
     num::{Numbers, Precision},
@@ -233,7 +233,7 @@ impl Fan<'_> {
                 let dy = View::rows(dy.numbers(), p.o).t();
                 let term = Term { a: dy, b: View::rows(x.numbers(), i), k: n };
                 product(precision, p.o, i, &[term], Output::Set, &mut dw, i);
-                found(w, Tensor::from_vec(dw, (p.o, i), w.device())?)?;
+                found(w, Gradient::Dense(Tensor::from_vec(dw, (p.o, i), w.device())?))?;
             }
             if let Some(bias) = branch.lin.bias.as_ref().filter(|b| b.is_variable()) {
                 let mut db = vec![0f32; p.o];
@@ -242,7 +242,7 @@ impl Fan<'_> {
                         db.iter_mut().zip(dy).for_each(|(db, dy)| *db += dy);
                     });
                 }
-                found(bias, Tensor::from_vec(db, p.o, bias.device())?)?;
+                found(bias, Gradient::Dense(Tensor::from_vec(db, p.o, bias.device())?))?;
             }
         }
         Ok(())
@@ -267,7 +267,8 @@ impl Fan<'_> {
         for ((branch, p), dy) in self.branches.iter().zip(operands).zip(dys) {
             let (Some(low), Some(t)) = (branch.low, t) else { continue };
             let part = da[column * i..(column + p.r) * i].to_vec();
-            found(&low.a_ri, Tensor::from_vec(part, (p.r, i), low.a_ri.device())?)?;
+            let da = Tensor::from_vec(part, (p.r, i), low.a_ri.device())?;
+            found(&low.a_ri, Gradient::Dense(da))?;
             // The other way round is faster: the few columns become rows, and dy is read in order.
             let mut turned = Buffer::new(p.r * p.o);
             let t = View::rows(t.numbers(), r_all).from(0, column).t();
@@ -277,7 +278,8 @@ impl Fan<'_> {
             for (r, row) in turned.chunks_exact(p.o).enumerate() {
                 db.iter_mut().skip(r).step_by(p.r).zip(row).for_each(|(db, x)| *db = *x);
             }
-            found(&low.b_or, Tensor::from_vec(db, (p.o, p.r), low.b_or.device())?)?;
+            let db = Tensor::from_vec(db, (p.o, p.r), low.b_or.device())?;
+            found(&low.b_or, Gradient::Dense(db))?;
             column += p.r;
         }
         Ok(())

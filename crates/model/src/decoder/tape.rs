@@ -1,7 +1,7 @@
 //! A block backward, from what its forward pass kept.
 
 use candle_core::Tensor;
-use luthier_core::{Found, Result, Tape};
+use luthier_core::{Found, Gradient, Result, Tape};
 use luthier_kernels::{
     attention::{self, Inputs},
     gemm::Output,
@@ -165,7 +165,8 @@ impl Block {
         }
         if learns(norm) {
             let dw = norm::grad_scale(x.numbers(), scale.len(), norm.eps, dy);
-            found(&norm.scale_d, Tensor::from_vec(dw, scale.len(), norm.scale_d.device())?)?;
+            let dw = Tensor::from_vec(dw, scale.len(), norm.scale_d.device())?;
+            found(&norm.scale_d, Gradient::Dense(dw))?;
         }
         Ok(())
     }
