@@ -6,11 +6,6 @@ mod verb;
 use clap::{CommandFactory, Parser, Subcommand};
 use luthier_core::Result;
 
-// Tensors of many megabytes come and go with every block; the system allocator would return and
-// zero their pages each time.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Fine-tune, merge, decode and measure language models, on a laptop CPU first.
 #[derive(Parser)]
 #[command(name = "luthier", version, arg_required_else_help = true)]

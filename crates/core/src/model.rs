@@ -80,7 +80,7 @@ pub type AddTo = Box<dyn FnOnce(&mut [f32]) -> Result<()> + Send>;
 
 /// What one place of a model adds to a variable's gradient.
 pub enum Gradient {
-    /// All its numbers, in memory that nothing else looks at.
+    /// All its numbers.
     Dense(Tensor),
     /// Adds itself to the sum: for tables, whose gradient is too large to exist once per batch.
     Into(AddTo),

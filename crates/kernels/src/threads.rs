@@ -41,10 +41,11 @@ pub fn together<R>(f: impl FnOnce() -> R) -> R {
         return f();
     }
     let Some(_taken) = team::Taken::new(&TAKEN) else { return f() };
-    let team = Team::default();
+    let team = Team::new(others);
     rayon::in_place_scope(|scope| {
-        for _ in 0..others {
-            scope.spawn(|_| alone(|| team.serve()));
+        for me in 1..=others {
+            let team = &team;
+            scope.spawn(move |_| alone(|| team.serve(me)));
         }
         // Dropped before the scope waits for its threads, also when `f` panics.
         let _end = team.ends();

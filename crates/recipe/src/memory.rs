@@ -2,12 +2,12 @@
 
 use luthier_core::Row;
 use luthier_data::Plan;
-use luthier_kernels::{num::Precision, threads};
+use luthier_kernels::num::Precision;
 use luthier_params::{Bound, Kind};
 use luthier_train::{
     Activation, Train,
     estimate::{self, Block, Memory, Sizes},
-    order::{micro_batches, shards},
+    order::micro_batches,
 };
 
 use crate::open::Opened;
@@ -15,11 +15,6 @@ use crate::open::Opened;
 /// Activations are kept while the estimate stays below this share of the memory at hand: the rest is
 /// for what else the system does.
 const COMFORTABLE: f64 = 0.6;
-
-/// Each shard holds gradients of its own: together they may take half of the model's size.
-pub fn most_shards(opened: &Opened, bound: &Bound) -> usize {
-    (opened.parameters / 2 / trainable(bound).max(1)).clamp(1, 64) as usize
-}
 
 fn trainable(bound: &Bound) -> u64 {
     bound.vars.iter().map(|(_, v)| v.elem_count() as u64).sum()
@@ -33,16 +28,12 @@ pub fn plan(
     rows: &[Row],
     plan: &Plan,
 ) -> (bool, Memory) {
-    let (most, threads) = (most_shards(opened, bound), threads::count());
-    // Tokens and trained tokens of the shards that run side by side, and how many shards there are.
+    // Tokens and trained tokens of the largest pass.
     let mut largest = (0, 0);
     for step in plan.epoch(0) {
-        for micro in micro_batches(&step, rows, config.micro_tokens()) {
-            let shards = shards(&micro, rows, most);
-            let live = shards.iter().take(threads).flatten();
-            let (tokens, trained) = live.fold((0, 0), |(tokens, trained), i| {
-                (tokens + rows[*i].len() as u64, trained + rows[*i].trained() as u64)
-            });
+        for pass in micro_batches(&step, rows, config.micro_tokens()) {
+            let tokens = pass.iter().map(|i| rows[*i].len() as u64).sum();
+            let trained = pass.iter().map(|i| rows[*i].trained() as u64).sum();
             largest = largest.max((tokens, trained));
         }
     }
@@ -57,7 +48,6 @@ pub fn plan(
             _ => opened.parameters,
         },
         trainable,
-        largest: bound.vars.iter().map(|(_, v)| v.elem_count() as u64).max().unwrap_or(0),
         live_tokens,
         live_trained,
         buffers: config.update.check().map_or(2, |plan| plan.state.len() as u64),

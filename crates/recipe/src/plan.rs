@@ -125,9 +125,8 @@ fn probe(stage: &Stage) -> Result<f64> {
     };
     let (rows, micro) = (&stage.train.rows, stage.config.micro_tokens());
     let all = stage.plan.epoch(0);
-    let all = all.iter().flat_map(|step| run::passes(step, rows, micro, stage.shards));
-    let tokens = |pass: &Vec<luthier_core::Batch>| pass.iter().map(|b| b.n()).sum::<usize>();
-    all.max_by_key(tokens).map_or(Ok(0.0), |largest| step.time(&largest))
+    let all = all.iter().flat_map(|step| run::passes(step, rows, micro));
+    all.max_by_key(luthier_core::Batch::n).map_or(Ok(0.0), |largest| step.time(&largest))
 }
 
 const KIB: f64 = 1024.0;

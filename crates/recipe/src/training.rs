@@ -58,8 +58,6 @@ pub struct Stage {
     pub plan: Plan,
     /// Whether block activations are kept.
     pub keep: bool,
-    /// Shards of a pass at most.
-    pub shards: usize,
     /// Estimated peak memory.
     pub memory: Memory,
 }
@@ -123,8 +121,7 @@ impl Stage {
             },
         };
         let (keep, memory) = memory::plan(&config, &opened, &bound, &train.rows, &plan);
-        let shards = memory::most_shards(&opened, &bound);
-        Ok(Stage { recipe, config, opened, train, eval, bound, plan, keep, shards, memory })
+        Ok(Stage { recipe, config, opened, train, eval, bound, plan, keep, memory })
     }
 
     /// Identifies recipe, data and model, whatever they are called.
@@ -168,7 +165,6 @@ impl Stage {
             resume: how.resume,
             fingerprint: self.fingerprint()?,
             keep: self.keep,
-            shards: self.shards,
             progress: how.progress,
         })?;
         if let Some(Stopped::Interrupted(dir)) = &outcome.stopped {

@@ -7,11 +7,11 @@
 //! bit of the result. Blocks below the lowest learned parameter get no backward at all.
 
 use candle_core::{Tensor, Var, backprop::GradStore};
-use luthier_core::{Batch, Ctx, Head, Logits, Model, Result, Seed, Tape};
+use luthier_core::{Batch, Ctx, Gradient, Head, Logits, Model, Result, Seed, Tape};
 use luthier_loss::Log;
 use serde::{Deserialize, Serialize};
 
-use crate::{step::Step, sum::Shard};
+use crate::{step::Step, sum::Sums};
 
 /// What happens to the values inside a block between forward and backward.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,13 +113,13 @@ impl Logits for Tail<'_, '_> {
 }
 
 impl Step<'_> {
-    /// One batch forward and backward; hands `scale · ∂sum/∂var` to `shard`.
+    /// One batch forward and backward; adds `scale · ∂sum/∂var` to `sums`.
     pub fn forward_backward(
         &self,
         batch: &Batch,
         noise: Option<Seed>,
         scale: f64,
-        shard: &mut Shard,
+        sums: &mut Sums,
     ) -> Result<Share> {
         let model = self.policy.model.as_ref();
         let mut ctx = Ctx::new(&self.policy.hooks, batch.rows.clone(), &batch.ids_n);
@@ -149,11 +149,11 @@ impl Step<'_> {
             return Ok(share);
         }
         let store = (terms.sum * scale)?.backward()?;
-        collect(self.vars, &store, shard)?;
+        collect(self.vars, &store, sums)?;
         let mut dy_nd = store.get(&leaf.0).cloned();
         for Taped { logp_m, index_m, tape } in taped {
             let Some(dlogp_m) = store.get(logp_m.as_tensor()) else { continue };
-            let mut found = |var: &Tensor, new| shard.found(var, new);
+            let mut found = |var: &Tensor, new| sums.found(var, new);
             if let Some(dh_md) = tape.backward(dlogp_m, learned_below, &mut found)? {
                 let index = Tensor::from_slice(&index_m, index_m.len(), h_nd.device())?;
                 let so_far = match dy_nd {
@@ -174,12 +174,12 @@ impl Step<'_> {
                 let Some(again) = again else { return Ok(share) };
                 it = again;
             }
-            let mut found = |var: &Tensor, new| shard.found(var, new);
+            let mut found = |var: &Tensor, new| sums.found(var, new);
             let dx_nd = match it {
                 Kept::Tape(tape) => tape.backward(&dy_nd, needs_gradient, &mut found)?,
                 Kept::Graph(leaf, y_nd) => {
                     let store = (y_nd * &dy_nd)?.sum_all()?.backward()?;
-                    collect(self.vars, &store, shard)?;
+                    collect(self.vars, &store, sums)?;
                     store.get(&leaf.0).cloned()
                 }
                 Kept::Input(_) => None,
@@ -190,20 +190,20 @@ impl Step<'_> {
             }
         }
         if lowest_needs_gradient {
-            let mut found = |var: &Tensor, new| shard.found(var, new);
+            let mut found = |var: &Tensor, new| sums.found(var, new);
             if !model.embed_backward(&batch.ids_n, &dy_nd, &mut ctx, &mut found)? {
                 let store = (embedded * &dy_nd)?.sum_all()?.backward()?;
-                collect(self.vars, &store, shard)?;
+                collect(self.vars, &store, sums)?;
             }
         }
         Ok(share)
     }
 }
 
-fn collect(vars: &[(String, Var)], store: &GradStore, shard: &mut Shard) -> Result<()> {
-    for (i, (_, var)) in vars.iter().enumerate() {
+fn collect(vars: &[(String, Var)], store: &GradStore, sums: &mut Sums) -> Result<()> {
+    for (_, var) in vars {
         if let Some(new) = store.get(var.as_tensor()) {
-            shard.shared(i, new.clone())?;
+            sums.found(var, Gradient::Dense(new.clone()))?;
         }
     }
     Ok(())

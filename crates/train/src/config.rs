@@ -8,10 +8,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::backward::Activation;
 
-/// Tokens of a step when nobody says how large it is, and of a pass of a step that is counted in rows.
+/// Tokens of a step when nobody says how large it is.
 const BATCH_TOKENS: usize = 4096;
-/// Tokens of a pass of full fine-tuning when nothing is said: enough to keep two cores busy.
-const FULL_PASS: usize = 1024;
+/// Tokens of a pass when nothing is said: enough for products at full speed, few enough that what a
+/// pass keeps is small.
+const MICRO_TOKENS: usize = 512;
 
 /// The training stage of a recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -148,13 +149,9 @@ impl Train {
         self
     }
 
-    /// Tokens of one forward pass. Steps that are counted in rows have passes of the usual size;
-    /// those of full fine-tuning are small, because its weights take the memory.
+    /// Tokens of one forward pass; a longer row is a pass of its own.
     pub fn micro_tokens(&self) -> usize {
-        let usual = self.batch_tokens.unwrap_or(BATCH_TOKENS);
-        let small = if self.params.full.is_some() { FULL_PASS } else { usual };
-        let asked = self.micro_tokens.unwrap_or(small);
-        if self.batch_size.is_some() { asked } else { asked.min(usual) }
+        self.micro_tokens.unwrap_or(MICRO_TOKENS).min(self.batch_tokens.unwrap_or(usize::MAX))
     }
 }
 
@@ -184,14 +181,11 @@ mod tests {
     #[test]
     fn a_pass_is_never_larger_than_its_step_nor_without_bound() {
         let micro = |text: &str| toml::from_str::<Train>(text).unwrap().micro_tokens();
-        assert_eq!(micro(""), 4096);
+        assert_eq!(micro(""), 512);
         assert_eq!(micro("batch_tokens = 300"), 300);
         assert_eq!(micro("batch_tokens = 300\nmicro_tokens = 500"), 300);
         assert_eq!(micro("batch_tokens = 9000\nmicro_tokens = 500"), 500);
-        assert_eq!(micro("batch_size = 64"), 4096);
-        assert_eq!(micro("[params.full]"), 1024);
-        assert_eq!(micro("batch_tokens = 300\n[params.full]"), 300);
-        assert_eq!(micro("batch_size = 64\nmicro_tokens = 2000\n[params.full]"), 2000);
+        assert_eq!(micro("batch_size = 64"), 512);
         assert_eq!(micro("batch_size = 64\nmicro_tokens = 9000"), 9000);
     }
 

@@ -8,9 +8,6 @@ use serde::Serialize;
 const BLOCK_IN_WORK: u64 = 3;
 /// f32 numbers of the head in work, per width and trained token: input, normalised input, gradient.
 const HEAD_IN_WORK: u64 = 3;
-/// Work space of the largest learned tensor: a table that is also the head has a sum of gradients for
-/// each of the two.
-const TABLE_IN_WORK: u64 = 1;
 /// Program, tokenizer, work space.
 const REST: u64 = 60 << 20;
 /// Bytes of an f32.
@@ -23,9 +20,7 @@ pub struct Sizes {
     pub frozen: u64,
     /// Numbers that learn; always f32.
     pub trainable: u64,
-    /// Numbers of the largest learned tensor.
-    pub largest: u64,
-    /// Tokens that are in the model at the same time: those of the shards running side by side.
+    /// Tokens of the largest pass.
     pub live_tokens: u64,
     /// Of these, tokens with a non-zero weight.
     pub live_trained: u64,
@@ -115,11 +110,11 @@ pub fn memory(model: &dyn Model, sizes: Sizes) -> Memory {
     let kept = layers * if sizes.keep { number * per_block } else { F32 * d };
     let work = F32 * in_work * per_block;
     let head = F32 * HEAD_IN_WORK * d * sizes.live_trained;
-    // The numbers and the sum of their gradients; of a shard's, little waits for its turn.
+    // The numbers and the sum of their gradients.
     let sets = 2 + sizes.buffers;
     Memory {
         weights: sizes.frozen * if sizes.halves { F32 / 2 } else { F32 },
-        learned: F32 * (sizes.trainable * sets + TABLE_IN_WORK * sizes.largest),
+        learned: F32 * sizes.trainable * sets,
         activations: sizes.live_tokens * (kept + work) + head,
         rest: REST,
     }
@@ -139,7 +134,6 @@ mod tests {
         let sizes = Sizes {
             frozen: 1000,
             trainable: 10,
-            largest: 4,
             live_tokens: 0,
             live_trained: 0,
             buffers: 2,
@@ -157,7 +151,7 @@ mod tests {
         assert_eq!(at(100, true), 100 * (5 * 39 * 2 + 3 * 39 * 4));
         assert_eq!(of(100, false, false).activations, 100 * (5 * 6 * 4 + 3 * 39 * 4));
         assert_eq!([of(0, true, false).weights, of(0, true, true).weights], [4000, 2000]);
-        assert_eq!(of(0, true, false).learned, 4 * (10 * 4 + 4));
+        assert_eq!(of(0, true, false).learned, 4 * 10 * 4);
         let trained = Sizes { live_trained: 11, ..sizes };
         assert_eq!(memory(&model, trained).activations, 4 * 3 * 6 * 11);
     }

@@ -19,8 +19,9 @@ use crate::{
     config::Train,
     evaluate::evaluate,
     log::{self, Line, Log},
-    order::{micro_batches, shards},
+    order::micro_batches,
     step::{Step, StepReport},
+    sum::Gradients,
 };
 
 const BEST: &str = "best.safetensors";
@@ -55,8 +56,6 @@ pub struct Job<'a> {
     pub fingerprint: String,
     /// Whether block activations are kept.
     pub keep: bool,
-    /// Shards of a pass at most: each has gradients of its own.
-    pub shards: usize,
     /// Shows a progress bar.
     pub progress: bool,
 }
@@ -117,17 +116,18 @@ pub fn extent(
     (steps, tokens)
 }
 
-/// The forward passes of a step, each as the shards that run side by side.
-pub fn passes(step: &[usize], rows: &[Row], micro_tokens: usize, most: usize) -> Vec<Vec<Batch>> {
-    let batch = |shard: &Vec<usize>| Batch::from_rows(shard.iter().map(|i| &rows[*i]));
-    let micro = micro_batches(step, rows, micro_tokens);
-    micro.iter().map(|m| shards(m, rows, most).iter().map(batch).collect()).collect()
+/// The forward passes of a step.
+pub fn passes(step: &[usize], rows: &[Row], micro_tokens: usize) -> Vec<Batch> {
+    let batch = |pass: &Vec<usize>| Batch::from_rows(pass.iter().map(|i| &rows[*i]));
+    micro_batches(step, rows, micro_tokens).iter().map(batch).collect()
 }
 
 struct Run<'a> {
     job: &'a Job<'a>,
     objective: &'a dyn Objective,
     stepper: Stepper,
+    /// Of the step before.
+    gradients: Gradients,
     progress: Progress,
     total: u64,
     log: Log,
@@ -161,6 +161,7 @@ pub fn run(job: &Job) -> Result<Outcome> {
         job,
         objective,
         stepper,
+        gradients: Gradients::new(),
         progress,
         total,
         log,
@@ -206,7 +207,7 @@ impl Run<'_> {
 
     fn step(&mut self, rows: &[usize], epoch: f64) -> Result<()> {
         let (config, begun) = (self.job.config, Instant::now());
-        let passes = passes(rows, self.job.train, config.micro_tokens(), self.job.shards);
+        let passes = passes(rows, self.job.train, config.micro_tokens());
         let number = self.progress.step + 1;
         let step = Step {
             policy: self.job.policy,
@@ -215,7 +216,9 @@ impl Run<'_> {
             keep: self.job.keep,
         };
         let noise = Seed(config.seed).split("noise").at(number);
-        let report = step.run(number, &passes, noise, &mut self.stepper, self.job.describe)?;
+        let used = &mut self.gradients;
+        let report =
+            step.run(number, &passes, noise, used, &mut self.stepper, self.job.describe)?;
         let seconds = begun.elapsed().as_secs_f64();
         self.stepping += seconds;
         self.tokens += report.tokens;

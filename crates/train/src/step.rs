@@ -1,12 +1,6 @@
-//! One optimizer step from its shards, exact under any split.
+//! One optimizer step from its passes, exact under any split.
 
-use std::{
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Instant,
-};
+use std::{sync::Arc, time::Instant};
 
 use candle_core::{Tensor, Var};
 use luthier_core::{At, Batch, Ctx, Error, Hook, Policy, Result, Seed};
@@ -14,7 +8,7 @@ use luthier_kernels::threads;
 use luthier_loss::{Log, Objective};
 use luthier_update::Stepper;
 
-use crate::{backward::Share, sum::Sums};
+use crate::sum::{Gradients, Sums};
 
 /// What a step did.
 #[derive(Clone, Debug)]
@@ -47,41 +41,43 @@ pub struct Step<'a> {
 
 impl Step<'_> {
     /// Sums gradients over `passes`, divides by the whole step's normaliser, and moves the weights.
-    /// The shards of one pass run side by side.
     ///
-    /// `describe` names an example for errors: `train.jsonl:17`.
+    /// `used` holds the gradients of the step before, whose memory this one takes over. `describe`
+    /// names an example for errors: `train.jsonl:17`.
     pub fn run(
         &self,
         number: u64,
-        passes: &[Vec<Batch>],
+        passes: &[Batch],
         noise: Seed,
+        used: &mut Gradients,
         stepper: &mut Stepper,
         describe: &dyn Fn(usize) -> String,
     ) -> Result<StepReport> {
-        let all: Vec<&Batch> = passes.iter().flatten().collect();
+        let all: Vec<&Batch> = passes.iter().collect();
         let normaliser = self.objective.normaliser(&all);
         if normaliser <= 0.0 {
             let names = examples(&all, describe);
             return Err(Error::input(format!("step {number}"), "no token of this step is trained")
                 .hint(format!("look at `luthier show` for {names}")));
         }
-        let sums = Sums::new(self.vars, all.len());
-        let (mut shares, mut first) = (Vec::with_capacity(all.len()), 0);
-        for pass in passes {
-            let new = self.pass(pass, noise, first, 1.0 / normaliser, &sums);
-            shares.extend(new.map_err(|trouble| match trouble {
-                Trouble::NotFinite(i) => self.blame(number, &pass[i], describe),
-                Trouble::Error(error) => error,
-            })?);
-            first += pass.len();
+        let mut sums = Sums::new(self.vars, std::mem::take(used));
+        let (mut loss, mut logs) = (0.0, Vec::new());
+        for (i, batch) in passes.iter().enumerate() {
+            let noise = Some(noise.at(i as u64));
+            let scale = 1.0 / normaliser;
+            // A pass is thousands of small operations: the threads stay awake for all of them.
+            let share =
+                threads::together(|| self.forward_backward(batch, noise, scale, &mut sums))?;
+            if !share.sum.is_finite() {
+                return Err(self.blame(number, batch, describe));
+            }
+            loss += share.sum;
+            add_logs(&mut logs, &share.logs);
         }
-        let gradients = sums.gradients()?;
-        let mut logs = Vec::new();
-        shares.iter().for_each(|share| add_logs(&mut logs, &share.logs));
-        let sum: f64 = shares.iter().map(|share| share.sum).sum();
-        let info = stepper.step(&|name, _| gradients.get(name).cloned())?;
+        *used = sums.gradients();
+        let info = stepper.step(&|name, _| used.get(name).cloned())?;
         Ok(StepReport {
-            loss: sum / normaliser,
+            loss: loss / normaliser,
             grad_norm: info.grad_norm,
             learning_rate: info.learning_rate,
             tokens: all.iter().map(|b| b.n() as u64).sum(),
@@ -90,66 +86,18 @@ impl Step<'_> {
         })
     }
 
-    /// The shards of one pass, the first of them being number `first` of the step.
-    ///
-    /// Threads take the shards in order, and gradients are summed in that order whoever is done
-    /// first: the sum follows from the shards alone, and little waits for its turn.
-    fn pass(
-        &self,
-        shards: &[Batch],
-        noise: Seed,
-        first: usize,
-        scale: f64,
-        sums: &Sums,
-    ) -> std::result::Result<Vec<Share>, Trouble> {
-        let run = |i: usize| -> std::result::Result<Share, Trouble> {
-            let mut shard = sums.shard(first + i);
-            let noise = Some(noise.at((first + i) as u64));
-            let share = self.forward_backward(&shards[i], noise, scale, &mut shard)?;
-            shard.finish()?;
-            if share.sum.is_finite() { Ok(share) } else { Err(Trouble::NotFinite(i)) }
-        };
-        // With fewer shards, cores would idle if each shard kept to one.
-        if shards.len() < 2 || 2 * shards.len() <= threads::count() {
-            return (0..shards.len()).map(run).collect();
-        }
-        let next = AtomicUsize::new(0);
-        let shares = shards.iter().map(|_| Mutex::new(None)).collect::<Vec<_>>();
-        threads::for_each(vec![(); threads::count().min(shards.len())], |()| {
-            threads::alone(|| {
-                loop {
-                    let i = next.fetch_add(1, Ordering::Relaxed);
-                    if i >= shards.len() {
-                        return;
-                    }
-                    let share = run(i);
-                    if share.is_err() {
-                        next.store(shards.len(), Ordering::Relaxed);
-                    }
-                    *shares[i].lock().unwrap_or_else(PoisonError::into_inner) = Some(share);
-                }
-            });
-        });
-        // After a trouble the later shards are missing, but none before it: that one is told of.
-        let shares = shares.into_iter();
-        shares.map_while(|it| it.into_inner().unwrap_or_else(PoisonError::into_inner)).collect()
-    }
-
     /// Tokens per second of one pass: the second of two without an update, so that buffers are
     /// warm.
-    pub fn time(&self, pass: &[Batch]) -> Result<f64> {
+    pub fn time(&self, pass: &Batch) -> Result<f64> {
         let mut seconds = 0.0;
         for _ in 0..2 {
             let begun = Instant::now();
-            match self.pass(pass, Seed(0), 0, 1.0, &Sums::new(self.vars, pass.len())) {
-                // A loss that is not finite is for the first step to explain; it takes its time too.
-                Ok(_) | Err(Trouble::NotFinite(_)) => {}
-                Err(Trouble::Error(error)) => return Err(error),
-            }
+            let mut sums = Sums::new(self.vars, Gradients::new());
+            let noise = Some(Seed(0));
+            threads::together(|| self.forward_backward(pass, noise, 1.0, &mut sums))?;
             seconds = begun.elapsed().as_secs_f64();
         }
-        let tokens: usize = pass.iter().map(Batch::n).sum();
-        Ok(tokens as f64 / seconds.max(1e-9))
+        Ok(pass.n() as f64 / seconds.max(1e-9))
     }
 
     /// The error for a loss that is not a number: step, examples, first site that went wrong.
@@ -163,20 +111,6 @@ impl Step<'_> {
             format!("the loss is not finite, {site}; examples {}", examples(&[batch], describe));
         Error::failed(format!("step {number}"), what)
             .hint("lower learning_rate, add warmup_steps, or remove the named examples")
-    }
-}
-
-/// Why a shard gave nothing.
-enum Trouble {
-    /// The loss of the pass's shard with this number is not finite.
-    NotFinite(usize),
-    /// Anything else.
-    Error(Error),
-}
-
-impl From<Error> for Trouble {
-    fn from(error: Error) -> Self {
-        Trouble::Error(error)
     }
 }
 

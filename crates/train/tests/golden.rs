@@ -80,7 +80,6 @@ fn run_with(
         resume,
         fingerprint: "test".into(),
         keep: true,
-        shards: 2,
         progress: false,
     })
     .unwrap()
@@ -143,15 +142,13 @@ fn gradients(bound: &Bound, batches: &[Batch], keep: bool) -> (f64, Gradients) {
     let loss = Loss::default();
     let objective = loss.objective().unwrap();
     let scale = 1.0 / objective.normaliser(&batches.iter().collect::<Vec<_>>());
-    let (sums, mut sum) = (Sums::new(&bound.vars, batches.len()), 0.0);
+    let (mut sums, mut sum) = (Sums::new(&bound.vars, Gradients::new()), 0.0);
     let step = Step { policy: &bound.policy, vars: &bound.vars, objective, keep };
-    for (i, batch) in batches.iter().enumerate() {
-        let mut shard = sums.shard(i);
-        let share = step.forward_backward(batch, None, scale, &mut shard).unwrap();
-        shard.finish().unwrap();
+    for batch in batches {
+        let share = step.forward_backward(batch, None, scale, &mut sums).unwrap();
         sum += share.sum * scale;
     }
-    (sum, sums.gradients().unwrap())
+    (sum, sums.gradients())
 }
 
 fn adapted() -> (Bound, Batch) {
@@ -193,13 +190,11 @@ fn any_split_of_a_batch_is_the_same_step() {
 }
 
 #[test]
-fn shards_summed_in_order_are_one_batch_at_any_number_of_threads() {
+fn passes_are_one_batch_at_any_number_of_threads() {
     let (rows, _) = small();
     let batch = |rows: &[Row]| Batch::from_rows(rows);
-    // Seven shards in a pass of their own, then five in another.
-    let shards = |rows: &[Row]| rows.iter().map(|row| batch(std::slice::from_ref(row))).collect();
-    let split: Vec<Vec<Batch>> = vec![shards(&rows[..7]), shards(&rows[7..])];
-    let run = |passes: &[Vec<Batch>], threads: usize| {
+    let split: Vec<Batch> = rows.iter().map(|row| batch(std::slice::from_ref(row))).collect();
+    let run = |passes: &[Batch], threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
             let params: Params = toml::from_str("[lora]\nr = 2\nalpha = 8\n").unwrap();
@@ -208,9 +203,10 @@ fn shards_summed_in_order_are_one_batch_at_any_number_of_threads() {
             let loss = Loss::default();
             let objective = loss.objective().unwrap();
             let step = Step { policy: &bound.policy, vars: &bound.vars, objective, keep: true };
+            let mut used = Gradients::new();
             let mut report = |number| {
                 let name = |i: usize| format!("row {i}");
-                step.run(number, passes, Seed(0), &mut stepper, &name).unwrap()
+                step.run(number, passes, Seed(0), &mut used, &mut stepper, &name).unwrap()
             };
             // The first step of the warm-up moves nothing.
             let reports = [report(1), report(2), report(3)];
@@ -222,7 +218,7 @@ fn shards_summed_in_order_are_one_batch_at_any_number_of_threads() {
         let (others, same) = run(&split, threads);
         assert!(others == reports && same == weights, "{threads} threads: {others:?} {reports:?}");
     }
-    let (whole, _) = run(&[vec![batch(&rows)]], 2);
+    let (whole, _) = run(&[batch(&rows)], 2);
     for ((loss, norm, tokens), (want_loss, want_norm, want_tokens)) in reports.iter().zip(&whole) {
         assert!((loss - want_loss).abs() < 1e-5 * want_loss, "{loss} {want_loss}");
         assert!((norm - want_norm).abs() < 1e-4 * want_norm, "{norm} {want_norm}");

@@ -311,13 +311,24 @@ pub fn backward(
         let seq = (range.start, range.len());
         threads::alone(|| heads.backward(inputs, dz, seq, *kv, grads));
     });
-    for (row, kv, [dq_part, dk_part, dv_part]) in &parts {
-        for (i, token) in rows.range(*row).enumerate() {
-            let at = token * q_row + kv * wide;
-            dq[at..at + wide].copy_from_slice(&dq_part[i * wide..(i + 1) * wide]);
-            let (at, e) = (token * kv_row + kv * heads.e, heads.e);
-            dk[at..at + e].copy_from_slice(&dk_part[i * e..(i + 1) * e]);
-            dv[at..at + e].copy_from_slice(&dv_part[i * e..(i + 1) * e]);
+    /// Tokens of a task.
+    const TOKENS: usize = 32;
+    let e = heads.e;
+    let tasks = dq.chunks_mut(TOKENS * q_row).zip(dk.chunks_mut(TOKENS * kv_row));
+    let tasks = tasks.zip(dv.chunks_mut(TOKENS * kv_row)).enumerate().collect();
+    type Task<'a> = (usize, ((&'a mut [f32], &'a mut [f32]), &'a mut [f32]));
+    threads::for_each(tasks, |(task, ((dq, dk), dv)): Task| {
+        let here = task * TOKENS..task * TOKENS + dk.len() / kv_row;
+        for (row, kv, [dq_part, dk_part, dv_part]) in &parts {
+            let range = rows.range(*row);
+            for token in here.start.max(range.start)..here.end.min(range.end) {
+                let (i, t) = (token - range.start, token - here.start);
+                let at = t * q_row + kv * wide;
+                dq[at..at + wide].copy_from_slice(&dq_part[i * wide..(i + 1) * wide]);
+                let at = t * kv_row + kv * e;
+                dk[at..at + e].copy_from_slice(&dk_part[i * e..(i + 1) * e]);
+                dv[at..at + e].copy_from_slice(&dv_part[i * e..(i + 1) * e]);
+            }
         }
-    }
+    });
 }

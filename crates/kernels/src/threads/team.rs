@@ -17,13 +17,17 @@ const OPEN: usize = 1 << (usize::BITS - 1);
 /// Looks at the state before the processor is offered to others: some twenty microseconds.
 const PATIENCE: usize = 2000;
 
-/// A leader and those who serve it.
+/// A cache line of its own.
 #[derive(Default)]
+#[repr(align(64))]
+struct Counter(AtomicUsize);
+
+/// A leader and those who serve it.
 pub(super) struct Team {
     /// How many servers are at work on the current job, and whether more may join.
     state: AtomicUsize,
-    /// The next task of the current job.
-    next: AtomicUsize,
+    /// How many tasks of each member's share of the current job are taken.
+    taken: Vec<Counter>,
     /// Written by the leader while nobody is at work and the job is not open.
     job: UnsafeCell<Option<Job>>,
     over: AtomicBool,
@@ -70,8 +74,19 @@ impl Team {
         Ends(self)
     }
 
-    /// Works on the leader's jobs until the end.
-    pub(super) fn serve(&self) {
+    /// A leader and `others`.
+    pub(super) fn new(others: usize) -> Self {
+        Team {
+            state: AtomicUsize::new(0),
+            taken: (0..=others).map(|_| Counter::default()).collect(),
+            job: UnsafeCell::new(None),
+            over: AtomicBool::new(false),
+            panic: Mutex::new(None),
+        }
+    }
+
+    /// Works on the leader's jobs until the end, as member `me` (the leader is 0).
+    pub(super) fn serve(&self, me: usize) {
         let mut looks = 0usize;
         while !self.over.load(Ordering::Acquire) {
             let state = self.state.load(Ordering::Relaxed);
@@ -79,7 +94,7 @@ impl Team {
                 // SAFETY: the job is not written while somebody is inside.
                 if let Some(job) = unsafe { *self.job.get() } {
                     // SAFETY: the leader waits until everybody is out.
-                    self.work(unsafe { &*job.run }, job.tasks);
+                    self.work(me, unsafe { &*job.run }, job.tasks);
                 }
                 self.state.fetch_sub(1, Ordering::Release);
                 looks = 0;
@@ -93,19 +108,25 @@ impl Team {
         self.state.compare_exchange(state, state + 1, entered, failed).is_ok()
     }
 
-    /// Takes tasks until there are none. A panic is kept for the leader, and ends the job.
-    fn work(&self, run: &(dyn Fn(usize) + Sync), tasks: usize) {
+    /// Takes tasks until there are none. Each member begins with a share of neighbouring tasks, the
+    /// same part of every job: what it wrote in one is in its cache in the next. A panic is kept for
+    /// the leader, and ends the job.
+    fn work(&self, me: usize, run: &(dyn Fn(usize) + Sync), tasks: usize) {
+        let members = self.taken.len();
         let all = catch_unwind(AssertUnwindSafe(|| {
-            loop {
-                let task = self.next.fetch_add(1, Ordering::Relaxed);
-                if task >= tasks {
-                    return;
+            for member in (me..members).chain(0..me) {
+                let share = tasks * member / members..tasks * (member + 1) / members;
+                loop {
+                    let task = self.taken[member].0.fetch_add(1, Ordering::Relaxed);
+                    if task >= share.len() {
+                        break;
+                    }
+                    run(share.start + task);
                 }
-                run(task);
             }
         }));
         if let Err(panic) = all {
-            self.next.store(tasks, Ordering::Relaxed);
+            self.taken.iter().for_each(|taken| taken.0.store(tasks, Ordering::Relaxed));
             *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
         }
     }
@@ -128,11 +149,11 @@ impl Team {
         let forever = unsafe {
             std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(run)
         };
-        self.next.store(0, Ordering::Relaxed);
+        self.taken.iter().for_each(|taken| taken.0.store(0, Ordering::Relaxed));
         // SAFETY: the state is zero: nobody is inside, and nobody enters before it is open.
         unsafe { *self.job.get() = Some(Job { run: forever, tasks }) };
         self.state.store(OPEN, Ordering::Release);
-        self.work(run, tasks);
+        self.work(0, run, tasks);
         self.state.fetch_and(!OPEN, Ordering::Relaxed);
         let mut looks = 0;
         while self.state.load(Ordering::Acquire) != 0 {
@@ -165,12 +186,20 @@ mod tests {
 
     use super::super::{for_each, together};
 
+    /// There is one team at a time: tests that want it take turns.
+    static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+    fn turn() -> std::sync::MutexGuard<'static, ()> {
+        TURN.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
     fn pool(threads: usize) -> rayon::ThreadPool {
         rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap()
     }
 
     #[test]
     fn every_task_is_done_once_at_any_number_of_threads() {
+        let _turn = turn();
         for threads in [1, 2, 5] {
             pool(threads).install(|| {
                 together(|| {
@@ -189,7 +218,8 @@ mod tests {
 
     #[test]
     fn a_team_is_used_where_tasks_are_shared_and_only_one_at_a_time() {
-        let order = pool(2).install(|| {
+        let _turn = turn();
+        let threads = pool(2).install(|| {
             together(|| {
                 // Within a team there is no second one; its tasks are shared all the same.
                 let ids = std::sync::Mutex::new(std::collections::BTreeSet::new());
@@ -207,11 +237,12 @@ mod tests {
                 ids.into_inner().unwrap().len()
             })
         });
-        assert_eq!(order, 2);
+        assert_eq!(threads, 2);
     }
 
     #[test]
     fn a_panic_reaches_the_leader_and_ends_the_team() {
+        let _turn = turn();
         let caught = std::panic::catch_unwind(|| {
             pool(3).install(|| together(|| for_each((0..100).collect(), |i: i32| assert!(i != 57))))
         });

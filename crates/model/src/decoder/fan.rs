@@ -229,11 +229,15 @@ impl Fan<'_> {
         }
         for ((branch, p), dy) in self.branches.iter().zip(&operands).zip(dys) {
             if let (Weight::Learned(w, _), Some(x)) = (&branch.lin.weight, x) {
-                let mut dw = vec![0f32; p.o * i];
+                let mut dw = Buffer::new(p.o * i);
                 let dy = View::rows(dy.numbers(), p.o).t();
                 let term = Term { a: dy, b: View::rows(x.numbers(), i), k: n };
                 product(precision, p.o, i, &[term], Output::Set, &mut dw, i);
-                found(w, Gradient::Dense(Tensor::from_vec(dw, (p.o, i), w.device())?))?;
+                let add = move |sum: &mut [f32]| {
+                    sum.iter_mut().zip(&dw[..]).for_each(|(sum, dw)| *sum += dw);
+                    Ok(())
+                };
+                found(w, Gradient::Into(Box::new(add)))?;
             }
             if let Some(bias) = branch.lin.bias.as_ref().filter(|b| b.is_variable()) {
                 let mut db = vec![0f32; p.o];
