@@ -146,8 +146,9 @@ fn run(
             let logprob = raw.map(|raw| (f64::from(raw[token as usize]) - log_z(&raw)) as f32);
             Ok((token, logprob))
         };
-        let mut chosen: Vec<Option<Result<(u32, Option<f32>)>>> =
-            live.iter().map(|_| None).collect();
+        /// A token and, if asked for, its log-probability.
+        type Chosen = Option<Result<(u32, Option<f32>)>>;
+        let mut chosen: Vec<Chosen> = live.iter().map(|_| None).collect();
         let tasks = chosen.iter_mut().zip(&live).enumerate().collect();
         threads::for_each(tasks, |(row, (chosen, seq))| *chosen = Some(choose(row, seq)));
         for (seq, chosen) in live.iter_mut().zip(chosen) {

@@ -59,10 +59,11 @@ fn zeros(like: &Var, used: Option<Tensor>) -> Result<Tensor> {
 }
 
 fn add(sum: &Tensor, gradient: Gradient) -> Result<()> {
-    Ok(match gradient {
+    match gradient {
         Gradient::Dense(new) => sum.inplace_op2(&new.contiguous()?, &Add)?,
         Gradient::Into(add) => sum.inplace_op1(&Into(Mutex::new(Some(add))))?,
-    })
+    }
+    Ok(())
 }
 
 /// The numbers of a contiguous sum.

@@ -26,7 +26,9 @@ impl Job<'_> {
         match (term.b.data, self.kind.step) {
             _ if term.b.row != 1 || self.kind.round => None,
             (Numbers::F32(x), Step::F32) => Some(x[at..].as_ptr().cast()),
-            (Numbers::Bf16(x), Step::Bf16) if term.k % 2 == 0 && term.b.col % 2 == 0 => {
+            (Numbers::Bf16(x), Step::Bf16)
+                if term.k.is_multiple_of(2) && term.b.col.is_multiple_of(2) =>
+            {
                 Some(x[at..].as_ptr().cast())
             }
             _ => None,

@@ -131,7 +131,7 @@ fn measure(policy: &Policy, rows: &[Row], table: &Table, on_done: OnDone) -> Res
         on_done(*done, rows.len());
         Ok(measured)
     };
-    // Whole passes side by side, as shards in training; a pass by itself has all threads.
+    // Whole passes side by side; a pass by itself has all threads.
     let parts: Vec<Result<Vec<RowNll>>> = match passes.as_slice() {
         [one] => vec![pass(one)],
         several => several.par_iter().map(|one| threads::alone(|| pass(one))).collect(),
