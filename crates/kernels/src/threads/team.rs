@@ -184,7 +184,7 @@ fn wait(looks: &mut usize) {
 mod tests {
     use std::sync::atomic::AtomicU64;
 
-    use super::super::{for_each, together};
+    use super::super::{TEAM, for_each, together};
 
     /// There is one team at a time: tests that want it take turns.
     static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
@@ -217,27 +217,23 @@ mod tests {
     }
 
     #[test]
-    fn a_team_is_used_where_tasks_are_shared_and_only_one_at_a_time() {
+    fn tasks_run_at_the_same_time_and_there_is_one_team() {
         let _turn = turn();
-        let threads = pool(2).install(|| {
+        pool(2).install(|| {
             together(|| {
-                // Within a team there is no second one; its tasks are shared all the same.
-                let ids = std::sync::Mutex::new(std::collections::BTreeSet::new());
-                for _ in 0..10_000 {
-                    let note = |_| {
-                        let id = format!("{:?}", std::thread::current().id());
-                        ids.lock().unwrap().insert(id);
-                        std::thread::yield_now();
-                    };
-                    together(|| for_each(vec![(); 4], note));
-                    if ids.lock().unwrap().len() == 2 {
-                        break;
-                    }
+                let team = TEAM.get();
+                assert!(!team.is_null());
+                for _ in 0..100 {
+                    // Each task waits for the other to begin; a second team is not needed for that.
+                    let both = std::sync::Barrier::new(2);
+                    together(|| {
+                        assert_eq!(TEAM.get(), team);
+                        for_each(vec![(); 2], |()| drop(both.wait()));
+                    });
                 }
-                ids.into_inner().unwrap().len()
-            })
+            });
+            assert!(TEAM.get().is_null());
         });
-        assert_eq!(threads, 2);
     }
 
     #[test]
