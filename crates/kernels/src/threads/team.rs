@@ -59,7 +59,7 @@ pub(super) struct Taken(&'static AtomicBool);
 impl Taken {
     /// Raises the flag, if nobody else has.
     pub(super) fn new(flag: &'static AtomicBool) -> Option<Self> {
-        (!flag.swap(true, Ordering::Acquire)).then_some(Taken(flag))
+        (!flag.swap(true, Ordering::Acquire)).then(|| Taken(flag))
     }
 }
 
