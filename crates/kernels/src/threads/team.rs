@@ -228,7 +228,9 @@ mod tests {
                     let both = std::sync::Barrier::new(2);
                     together(|| {
                         assert_eq!(TEAM.get(), team);
-                        for_each(vec![(); 2], |()| drop(both.wait()));
+                        for_each(vec![(); 2], |()| {
+                            both.wait();
+                        });
                     });
                 }
             });
