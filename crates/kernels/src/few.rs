@@ -75,7 +75,8 @@ pub fn few_rows_at(
                 .filter(|_| !halves(level))
                 .map(|x| x.iter().map(|x| x.to_f32()).collect());
             threads::for_each(ranges(o, i * n), |rows| {
-                let mut buffer = vec![0f32; i];
+                let widened = rounded.is_none() || wide.is_some();
+                let mut buffer = Buffer::new(if widened { i } else { 0 });
                 for r in rows {
                     let w = &w[r * i..(r + 1) * i];
                     match (&rounded, &wide) {

@@ -201,10 +201,8 @@ fn rows(head: &Frozen) -> Rows<'_> {
     Rows { view: head.view(), precision: head.precision(), v, d }
 }
 
-impl LearnedHead {
-    fn rows<'a>(&self, w: &'a [f32], d: usize) -> Rows<'a> {
-        Rows { view: View::rows(w, d), precision: self.precision, v: w.len() / d, d }
-    }
+fn learned_rows(w: &[f32], d: usize, precision: Precision) -> Rows<'_> {
+    Rows { view: View::rows(w, d), precision, v: w.len() / d, d }
 }
 
 fn kept(saved: &Mutex<Option<Saved>>) -> Result<std::sync::MutexGuard<'_, Option<Saved>>> {
@@ -251,7 +249,7 @@ impl CustomOp2 for LearnedHead {
         let ((m, d), (o, i)) = (l1.shape().dims2()?, l2.shape().dims2()?);
         check(m, d, o, i, &self.targets)?;
         let (h, w) = (tensor::slice(s1, l1)?, tensor::slice(s2, l2)?);
-        let (logp, saved) = forward(h, self.rows(w, d), &self.targets, true);
+        let (logp, saved) = forward(h, learned_rows(w, d, self.precision), &self.targets, true);
         *kept(&self.saved)? = Some(saved);
         Ok((CpuStorage::F32(logp), m.into()))
     }
@@ -269,7 +267,7 @@ impl CustomOp2 for LearnedHead {
         let (dh, dw) = tensor::with(h, |h| {
             tensor::with(w, |w| {
                 tensor::with(g, |g| {
-                    let w = self.rows(w, d);
+                    let w = learned_rows(w, d, self.precision);
                     let mut dw = vec![0f32; w.v * w.d];
                     saved.grad_head(h, w, &self.targets, g, &mut dw);
                     (saved.grad_hidden(w, &self.targets, g), dw)
@@ -294,8 +292,8 @@ impl HeadWeight<'_> {
         match self {
             HeadWeight::Frozen(head) => Ok(f(rows(head))),
             HeadWeight::Learned(w, precision) => {
-                let (v, d) = w.dims2()?;
-                tensor::with(w, |w| f(Rows { view: View::rows(w, d), precision, v, d }))
+                let (_, d) = w.dims2()?;
+                tensor::with(w, |w| f(learned_rows(w, d, precision)))
             }
         }
     }

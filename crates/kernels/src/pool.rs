@@ -42,7 +42,7 @@ impl<T: Pooled> Free<T> {
         let at = self.list.partition_point(|(_, v)| v.len() < n);
         let data = match self.list.get(at) {
             Some((_, v)) if v.len() <= 2 * n + 64 => self.remove(at),
-            _ => vec![T::ZERO; rounded(n, size_of::<T>())],
+            _ => vec![T::ZERO; rounded(n)],
         };
         self.used += data.len();
         self.most = self.most.max(self.used);
@@ -72,11 +72,9 @@ impl<T: Pooled> Free<T> {
     }
 }
 
-/// The size to ask for, so that steps of nearly the same size share their buffers. Below half a
-/// megabyte the allocator keeps pages of several megabytes for each of its sizes: few sizes, then.
-fn rounded(n: usize, size: usize) -> usize {
-    let parts = if n * size < 512 << 10 { 4 } else { 16 };
-    n.next_multiple_of((n.next_power_of_two() / parts).max(16))
+/// The size to ask for, so that passes of nearly the same size share their buffers.
+fn rounded(n: usize) -> usize {
+    n.next_multiple_of((n.next_power_of_two() / 16).max(16))
 }
 
 /// Types that buffers hold.

@@ -160,6 +160,12 @@ impl Decoder {
         ctx.watch(&self.sites, layer.at.mlp_out, out)
     }
 
+    /// Whether the log-probabilities come from the fused head: it has no bias and no hook.
+    fn fused_head(&self, ctx: &Ctx) -> bool {
+        let biased = self.head.as_ref().is_some_and(|head| head.bias.is_some());
+        !biased && !ctx.hooks.watched(self.head_site)
+    }
+
     fn head_weight(&self) -> &Weight {
         self.head.as_ref().map_or(&self.embed, |h| &h.weight)
     }
@@ -255,7 +261,11 @@ impl Model for Decoder {
         below: bool,
         ctx: &mut Ctx,
     ) -> Result<Option<Taped>> {
-        self.head_tape(h_md, targets_m, below, ctx)
+        if !self.fused_head(ctx) || ctx.hooks.watched(self.final_norm.site) {
+            return Ok(None);
+        }
+        let weight = self.head_weight().clone();
+        Ok(Some(head::forward(self.final_norm.clone(), weight, h_md, targets_m, below)?))
     }
 
     fn embed_backward(
@@ -265,7 +275,12 @@ impl Model for Decoder {
         ctx: &mut Ctx,
         found: &mut Found,
     ) -> Result<bool> {
-        self.table_backward(ids_n, dh_nd, ctx, found)
+        let Weight::Learned(table, _) = &self.embed else { return Ok(false) };
+        if ctx.hooks.watched(self.embed_site) {
+            return Ok(false);
+        }
+        head::add_rows(table, ids_n, dh_nd, found)?;
+        Ok(true)
     }
 
     fn affine(&self, site: SiteId) -> Result<Affine> {

@@ -3,7 +3,7 @@
 use luthier_core::{Error, Result};
 use luthier_kernels::math;
 
-use super::Candidate;
+use super::{Candidate, best_logit};
 
 /// The token with the largest logit; of equals, the one with the lowest id.
 pub fn greedy(logits_v: &[f32]) -> Result<Candidate> {
@@ -27,14 +27,14 @@ pub fn greedy(logits_v: &[f32]) -> Result<Candidate> {
 /// The candidate at quantile `u` (in [0, 1)) of the cumulative distribution in id order.
 pub fn draw(kept: &[Candidate], u: f64) -> u32 {
     let mut logits: Vec<f32> = kept.iter().map(|candidate| candidate.logit).collect();
-    kept.get(quantile(&mut logits, u)).map_or(0, |candidate| candidate.id)
+    kept.get(quantile(&mut logits, best_logit(kept), u)).map_or(0, |candidate| candidate.id)
 }
 
-/// The place of quantile `u` (in [0, 1)) among tokens with these logits, which become weights.
-pub(super) fn quantile(logits_v: &mut [f32], u: f64) -> usize {
+/// The place of quantile `u` (in [0, 1)) among tokens with these logits, the largest of them `best`,
+/// which become weights.
+pub(super) fn quantile(logits_v: &mut [f32], best: f32, u: f64) -> usize {
     /// Weights summed in f32; their sums are added in f64.
     const STRETCH: usize = 512;
-    let best = math::max(logits_v);
     let sums: Vec<f64> = (logits_v.chunks_mut(STRETCH))
         .map(|stretch| f64::from(math::exp_sum(stretch, 1.0, best)))
         .collect();
@@ -105,11 +105,11 @@ mod tests {
         for (i, logit) in logits.iter().enumerate().filter(|(_, l)| l.is_finite()) {
             let share = weight(logit) / z;
             for u in [below + 0.01 * share, below + 0.99 * share] {
-                assert_eq!(quantile(&mut logits.clone(), u), i);
+                assert_eq!(quantile(&mut logits.clone(), 1.0, u), i);
             }
             below += share;
         }
-        assert_eq!(quantile(&mut logits.clone(), 1.0 - f64::EPSILON / 2.0), 1298);
+        assert_eq!(quantile(&mut logits.clone(), 1.0, 1.0 - f64::EPSILON / 2.0), 1298);
     }
 
     #[test]

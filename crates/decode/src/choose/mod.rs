@@ -153,7 +153,7 @@ impl Sampler {
             greedy(logits_v)?;
         }
         logits_v.iter_mut().for_each(|logit| *logit = (*logit - best) / self.temperature);
-        Ok(quantile(logits_v, rng.uniform()) as u32)
+        Ok(quantile(logits_v, 0.0, rng.uniform()) as u32)
     }
 }
 

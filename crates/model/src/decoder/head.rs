@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use luthier_core::{Ctx, Found, Gradient, Result, Tape, Taped};
+use luthier_core::{Found, Gradient, Result, Tape, Taped};
 use luthier_kernels::{HeadWeight, gemm::Output, nll::Pass, norm, pool::Buffer};
 
-use super::{Decoder, fan::Read};
+use super::fan::Read;
 use crate::weight::{Norm, Weight};
 
 /// What the final norm and the head kept.
@@ -17,60 +17,45 @@ struct HeadTape {
     pass: Arc<Pass>,
 }
 
-impl Decoder {
-    /// Whether the log-probabilities come from the fused head: it has no bias and no hook.
-    pub(super) fn fused_head(&self, ctx: &Ctx) -> bool {
-        let biased = self.head.as_ref().is_some_and(|head| head.bias.is_some());
-        !biased && !ctx.hooks.watched(self.head_site)
-    }
+/// Log-probabilities through norm and head, with their tape if anything learns here or, by `below`,
+/// under it.
+pub(super) fn forward(
+    norm: Norm,
+    weight: Weight,
+    h_md: &Tensor,
+    targets_m: &[u32],
+    below: bool,
+) -> Result<Taped> {
+    let h_md = h_md.contiguous()?;
+    let (scale, h) = (Read::new(&norm.scale_d)?, Read::new(&h_md)?);
+    let mut x = vec![0f32; h.len()];
+    norm::forward(&h, &scale, norm.eps, &mut x);
+    let need_x = below || norm.scale_d.is_variable();
+    let learned = matches!(weight, Weight::Learned(..));
+    let (logp, pass) = Pass::new(weight.head(), x, targets_m, need_x)?;
+    drop((scale, h));
+    let logp_m = Tensor::from_vec(logp, targets_m.len(), h_md.device())?;
+    let tape = HeadTape { norm, weight, h_md, pass: Arc::new(pass) };
+    Ok((logp_m, (need_x || learned).then(|| Box::new(tape) as _)))
+}
 
-    pub(super) fn head_tape(
-        &self,
-        h_md: &Tensor,
-        targets_m: &[u32],
-        below: bool,
-        ctx: &mut Ctx,
-    ) -> Result<Option<Taped>> {
-        if !self.fused_head(ctx) || ctx.hooks.watched(self.final_norm.site) {
-            return Ok(None);
+/// Hands out the gradient of a table of which rows `ids_n` were read.
+pub(super) fn add_rows(
+    table: &Tensor,
+    ids_n: &[u32],
+    dh_nd: &Tensor,
+    found: &mut Found,
+) -> Result<()> {
+    let (dh_nd, ids, (_, d)) = (dh_nd.contiguous()?, ids_n.to_vec(), table.dims2()?);
+    let dh = Buffer::copy(&Read::new(&dh_nd)?);
+    let add = move |sum: &mut [f32]| {
+        for (id, dh) in ids.iter().zip(dh.chunks_exact(d)) {
+            let row = &mut sum[*id as usize * d..][..d];
+            row.iter_mut().zip(dh).for_each(|(sum, dh)| *sum += dh);
         }
-        let h_md = h_md.contiguous()?;
-        let (norm, weight) = (self.final_norm.clone(), self.head_weight().clone());
-        let (scale, h) = (Read::new(&norm.scale_d)?, Read::new(&h_md)?);
-        let mut x = vec![0f32; h.len()];
-        norm::forward(&h, &scale, norm.eps, &mut x);
-        let need_x = below || norm.scale_d.is_variable();
-        let learned = matches!(weight, Weight::Learned(..));
-        let (logp, pass) = Pass::new(weight.head(), x, targets_m, need_x)?;
-        drop((scale, h));
-        let logp_m = Tensor::from_vec(logp, targets_m.len(), h_md.device())?;
-        let tape = HeadTape { norm, weight, h_md, pass: Arc::new(pass) };
-        Ok(Some((logp_m, (need_x || learned).then(|| Box::new(tape) as _))))
-    }
-
-    pub(super) fn table_backward(
-        &self,
-        ids_n: &[u32],
-        dh_nd: &Tensor,
-        ctx: &mut Ctx,
-        found: &mut Found,
-    ) -> Result<bool> {
-        let Weight::Learned(table, _) = &self.embed else { return Ok(false) };
-        if ctx.hooks.watched(self.embed_site) {
-            return Ok(false);
-        }
-        let dh_nd = dh_nd.contiguous()?;
-        let (dh, ids, d) = (Buffer::copy(&Read::new(&dh_nd)?), ids_n.to_vec(), self.config.hidden);
-        let add = move |sum: &mut [f32]| {
-            for (id, dh) in ids.iter().zip(dh.chunks_exact(d)) {
-                let row = &mut sum[*id as usize * d..][..d];
-                row.iter_mut().zip(dh).for_each(|(sum, dh)| *sum += dh);
-            }
-            Ok(())
-        };
-        found(table, Gradient::Into(Box::new(add)))?;
-        Ok(true)
-    }
+        Ok(())
+    };
+    found(table, Gradient::Into(Box::new(add)))
 }
 
 impl Tape for HeadTape {
