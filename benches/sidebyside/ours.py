@@ -1,6 +1,7 @@
 """luthier's side: every measurement through its command line, as a user runs it."""
 
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -50,7 +51,9 @@ class Luthier:
 
     def __init__(self, root, work, threads, settings=()):
         self.root, self.work = Path(root), Path(work)
-        self.binary = self.root / "target" / "release" / "luthier"
+        # Relative to the root, as cargo takes it when it is called there.
+        target = self.root / os.environ.get("CARGO_TARGET_DIR", "target")
+        self.binary = target / "release" / "luthier"
         self.settings, self.env = list(settings), {"RAYON_NUM_THREADS": str(threads)}
 
     def build(self):
