@@ -1,13 +1,10 @@
-"""Learning-rate schedules of transformers and optimizer trajectories of torch.
-
-Writes schedules.json, optimizers.json and optimizers.safetensors.
-"""
+"""Learning-rate schedules of transformers: writes schedules.json."""
 
 import numpy as np
 import torch
 from transformers import get_scheduler
 
-from pico import save, save_json
+from pico import save_json
 
 STEPS, WARMUP = 40, 5
 SCHEDULES = [
@@ -68,49 +65,6 @@ def schedules():
     return out
 
 
-ADAMW = dict(lr=0.05, betas=(0.9, 0.999), eps=1e-8)
-OPTIMIZERS = {
-    "adamw": ("AdamW", dict(ADAMW, weight_decay=0.0)),
-    "adamw_decay": ("AdamW", dict(ADAMW, weight_decay=0.1)),
-    "adamw_betas": ("AdamW", dict(lr=0.02, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.01)),
-    "sgd": ("SGD", dict(lr=0.05)),
-    "sgd_decay": ("SGD", dict(lr=0.05, weight_decay=0.1)),
-    "sgd_momentum": ("SGD", dict(lr=0.02, momentum=0.9)),
-    "sgd_momentum_dampening": ("SGD", dict(lr=0.05, momentum=0.9, dampening=0.5, weight_decay=0.02)),
-    # torch refuses nesterov together with dampening.
-    "sgd_nesterov": ("SGD", dict(lr=0.02, momentum=0.9, nesterov=True, weight_decay=0.02)),
-}
-
-
-def optimizers():
-    """Twenty steps on p·Hp/2 − b·p + sum(p⁴)/40, every gradient and parameter recorded."""
-    rng = np.random.default_rng(8)
-    f32 = lambda *shape: torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
-    half = f32(12, 12) / 12**0.5
-    # A stiff direction and a nearly flat one.
-    h = half @ half.T + torch.diag(torch.logspace(-2, 0.5, 12))
-    b, start = f32(12), f32(12)
-    tensors = {}
-    for name, (kind, kwargs) in OPTIMIZERS.items():
-        p = torch.nn.Parameter(start.reshape(3, 4).clone())
-        optimizer = getattr(torch.optim, kind)([p], **kwargs)
-        params, grads = [p.detach().clone()], []
-        for _ in range(20):
-            x = p.flatten()
-            loss = 0.5 * x @ h @ x - b @ x + (x**4).sum() / 40
-            optimizer.zero_grad()
-            loss.backward()
-            grads.append(p.grad.clone())
-            optimizer.step()
-            params.append(p.detach().clone())
-        tensors[f"{name}.params"] = torch.stack(params)
-        tensors[f"{name}.grads"] = torch.stack(grads)
-    save(tensors, "optimizers.safetensors")
-    save_json({k: {"optimizer": kind, **kw} for k, (kind, kw) in OPTIMIZERS.items()},
-              "optimizers.json")
-
-
 if __name__ == "__main__":
     save_json(schedules(), "schedules.json")
-    optimizers()
-    print("schedules and optimizers written")
+    print("schedules written")

@@ -36,10 +36,14 @@ enum Verb {
     Eval(verb::eval::Args),
     /// Merge an adapter into its base, verified against the unmerged logits
     Fold(verb::fold::Args),
+    /// Check or convert adapter folders
+    Adapter(verb::adapter::Args),
     /// Write the HTML report of a finished run again
     Report(verb::report::Args),
     /// List the methods that recipes can name
     Methods(verb::methods::Args),
+    /// Run a paper's small-scale check: what was claimed, what is measured, whether it holds
+    Reproduce(verb::reproduce::Args),
     /// Print a completion script for a shell
     Completions {
         /// bash, zsh, fish, elvish or powershell
@@ -59,8 +63,10 @@ fn run(cli: Cli) -> Result<()> {
         Verb::Chat(args) => verb::chat::run(args),
         Verb::Eval(args) => verb::eval::run(args),
         Verb::Fold(args) => verb::fold::run(args),
+        Verb::Adapter(args) => verb::adapter::run(args),
         Verb::Report(args) => verb::report::run(args),
         Verb::Methods(args) => verb::methods::run(args),
+        Verb::Reproduce(args) => verb::reproduce::run(args),
         Verb::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "luthier", &mut script);

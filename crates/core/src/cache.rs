@@ -1,5 +1,10 @@
 //! Keys and values of tokens already seen, one growing buffer per sequence and layer.
 
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+};
+
 use crate::Held;
 
 /// Keys and values of one sequence at one layer, flat `(position, kv head, head width)`.
@@ -17,8 +22,19 @@ pub struct Kv {
 #[derive(Clone, Debug, Default)]
 pub struct Cache {
     sequences: Vec<Vec<Kv>>,
+    notes: Vec<Notes>,
     lengths: Vec<usize>,
     slots: Vec<usize>,
+}
+
+/// What hooks remember of one sequence.
+#[derive(Debug, Default)]
+struct Notes(Mutex<BTreeMap<&'static str, u64>>);
+
+impl Clone for Notes {
+    fn clone(&self) -> Self {
+        Notes(Mutex::new(self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()))
+    }
 }
 
 impl Cache {
@@ -26,6 +42,7 @@ impl Cache {
     pub fn new(n_sequences: usize, n_layers: usize) -> Self {
         Cache {
             sequences: vec![vec![Kv::default(); n_layers]; n_sequences],
+            notes: vec![Notes::default(); n_sequences],
             lengths: vec![0; n_sequences],
             slots: (0..n_sequences).collect(),
         }
@@ -61,6 +78,18 @@ impl Cache {
         &self.sequences[self.slots[row]][layer]
     }
 
+    /// Keeps a hook's number for the sequence of row `row`; `key` is the hook's own.
+    pub fn note(&self, row: usize, key: &'static str, value: u64) {
+        let notes = &self.notes[self.slots[row]].0;
+        notes.lock().unwrap_or_else(PoisonError::into_inner).insert(key, value);
+    }
+
+    /// The number that was kept for the sequence of row `row`.
+    pub fn noted(&self, row: usize, key: &str) -> Option<u64> {
+        let notes = &self.notes[self.slots[row]].0;
+        notes.lock().unwrap_or_else(PoisonError::into_inner).get(key).copied()
+    }
+
     /// Counts the tokens of a finished pass: `added[row]` for each row.
     pub fn advance(&mut self, added: impl IntoIterator<Item = usize>) {
         for (row, n) in added.into_iter().enumerate() {
@@ -71,12 +100,31 @@ impl Cache {
     /// Copies sequence `from` over sequence `to` (a shared prompt is read once).
     pub fn fork(&mut self, from: usize, to: usize) {
         self.sequences[to] = self.sequences[from].clone();
+        self.notes[to] = self.notes[from].clone();
         self.lengths[to] = self.lengths[from];
     }
 
     /// Frees what a finished sequence held.
     pub fn clear(&mut self, sequence: usize) {
         self.sequences[sequence].iter_mut().for_each(|kv| *kv = Kv::default());
+        self.notes[sequence] = Notes::default();
         self.lengths[sequence] = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notes_follow_their_sequence() {
+        let mut cache = Cache::new(3, 1);
+        cache.select(vec![2, 0]);
+        cache.note(0, "pool", 7);
+        assert_eq!((cache.noted(0, "pool"), cache.noted(1, "pool")), (Some(7), None));
+        cache.fork(2, 0);
+        cache.clear(2);
+        assert_eq!((cache.noted(0, "pool"), cache.noted(1, "pool")), (None, Some(7)));
+        assert_eq!(cache.clone().noted(1, "pool"), Some(7));
     }
 }

@@ -61,6 +61,14 @@ impl Error {
         Error::Io { path: path.as_ref().to_path_buf(), source }
     }
 
+    /// The same with the file or folder it happened in put before the place.
+    pub fn within(place: impl std::fmt::Display, mut error: Self) -> Self {
+        if let Error::Input { at, .. } | Error::Failed { at, .. } = &mut error {
+            *at = format!("{place}: {at}");
+        }
+        error
+    }
+
     /// Adds (or replaces) the hint.
     pub fn hint(mut self, text: impl Into<String>) -> Self {
         if let Error::Input { hint, .. } | Error::Failed { hint, .. } = &mut self {

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use candle_core::{Tensor, Var};
+use candle_core::Tensor;
 
-use crate::{Result, Rows, Seed, SiteId, SiteInfo, SiteMap};
+use crate::{Batch, Cache, Result, Rows, Seed, SiteId, SiteInfo, SiteMap};
 
 /// Where and under what circumstances a hook is called.
 pub struct At<'a> {
@@ -14,6 +14,10 @@ pub struct At<'a> {
     pub rows: &'a Arc<Rows>,
     /// Input token ids, when the pass started from ids.
     pub ids_n: &'a [u32],
+    /// What each token's target counts, where targets are known: 0 is not trained.
+    pub weights_n: Option<&'a [f32]>,
+    /// What is known of earlier tokens, when decoding.
+    pub cache: Option<&'a Cache>,
     /// The seed for noise in training; `None` outside of training.
     pub noise: Option<Seed>,
 }
@@ -27,13 +31,14 @@ pub struct Affine {
     pub b_o: Option<Tensor>,
 }
 
-/// What a low-rank hook adds at a linear site: `y += scale · dropout(x) · Aᵀ · Bᵀ`.
+/// What a low-rank hook adds at a linear site: `y += scale · dropout(x) · Aᵀ · Bᵀ`. Factors that are
+/// variables learn, others do not.
 #[derive(Clone, Debug)]
 pub struct LowRank {
     /// First factor, `(r, in)`.
-    pub a_ri: Var,
+    pub a_ri: Tensor,
     /// Second factor, `(out, r)`.
-    pub b_or: Var,
+    pub b_or: Tensor,
     /// On the product.
     pub scale: f32,
     /// Share of the inputs that the addition does not see in training.
@@ -59,6 +64,18 @@ pub trait Hook: Send + Sync {
     /// The weight and bias that would do the same without this hook, if there are any. At `embed`
     /// the "weight" is the `(v, d)` table.
     fn fold(&self, _site: &SiteInfo, _lin: &Affine) -> Result<Option<Affine>> {
+        Ok(None)
+    }
+
+    /// Whether `before` changes the input. What hooks do to the output is folded first, for it read
+    /// the changed input; then what they do to the input, the last hook first.
+    fn on_input(&self) -> bool {
+        false
+    }
+
+    /// What this hook adds to what is minimised, summed over the rows of a pass that has just run;
+    /// the loss has its mean over the rows of a step.
+    fn penalty(&self, _batch: &Batch) -> Result<Option<Tensor>> {
         Ok(None)
     }
 
@@ -124,7 +141,8 @@ impl Hooks {
     /// Folds every hook of `site` into `lin`; `None` when one of them cannot be folded.
     pub fn fold(&self, sites: &SiteMap, site: SiteId, lin: Affine) -> Result<Option<Affine>> {
         let mut lin = lin;
-        for hook in self.get(site) {
+        let (input, output): (Vec<_>, Vec<_>) = self.get(site).iter().partition(|h| h.on_input());
+        for hook in output.into_iter().chain(input.into_iter().rev()) {
             match hook.fold(sites.info(site), &lin)? {
                 Some(folded) => lin = folded,
                 None => return Ok(None),

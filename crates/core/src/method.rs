@@ -14,6 +14,11 @@ pub struct Method {
 }
 
 impl Method {
+    /// The method of a paper.
+    pub const fn of(paper: u32, name: &'static str, about: &'static str) -> Self {
+        Method { paper: Some(paper), name, about }
+    }
+
     /// A method that everybody uses.
     pub const fn usual(name: &'static str, about: &'static str) -> Self {
         Method { paper: None, name, about }

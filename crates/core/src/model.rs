@@ -14,6 +14,8 @@ pub struct Ctx<'a> {
     pub rows: Arc<Rows>,
     /// The input ids, for hooks that need them.
     pub ids_n: &'a [u32],
+    /// What each token's target counts, where targets are known, for hooks that need it.
+    pub weights_n: Option<&'a [f32]>,
     /// Keys and values of earlier tokens, when decoding.
     pub cache: Option<&'a mut Cache>,
     /// The seed for noise such as dropout; `None` outside of training.
@@ -25,7 +27,7 @@ pub struct Ctx<'a> {
 impl<'a> Ctx<'a> {
     /// A pass without cache or noise.
     pub fn new(hooks: &'a Hooks, rows: Arc<Rows>, ids_n: &'a [u32]) -> Self {
-        Ctx { hooks, rows, ids_n, cache: None, noise: None, angles: None }
+        Ctx { hooks, rows, ids_n, weights_n: None, cache: None, noise: None, angles: None }
     }
 
     /// Runs `f` at `site` between the hooks' `before` and `after`. Without hooks this is `f(x)`.
@@ -67,6 +69,8 @@ impl<'a> Ctx<'a> {
             site: sites.info(site),
             rows: &self.rows,
             ids_n: self.ids_n,
+            weights_n: self.weights_n,
+            cache: self.cache.as_deref(),
             noise: self.noise.map(|seed| seed.at(u64::from(site.0))),
         }
     }
@@ -184,6 +188,12 @@ pub trait Model: Send + Sync {
     /// The same model with the weights of `sites` as variables, and these variables by their
     /// Hugging Face names. Everything else is shared.
     fn learn(&self, sites: &[SiteId]) -> Result<Learned>;
+
+    /// The same model with those of its variables as constants that `learns` does not accept. They
+    /// stay in the same memory, so a change of the variable is a change of the model.
+    fn resting(&self, _learns: &dyn Fn(&Tensor) -> bool) -> Result<Arc<dyn Model>> {
+        Err(Error::failed("model", "its weights learn all the time or never"))
+    }
 }
 
 /// `log softmax(logits)[target]` in plain tensor operations.

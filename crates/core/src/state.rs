@@ -44,17 +44,26 @@ impl StateDict {
         self.tensors.is_empty()
     }
 
-    /// The file's bytes, f32 tensors with `metadata` in the header; the same content gives the
+    /// The file's bytes, f32 (or u32, for positions) with `metadata` in the header; the same content gives the
     /// same bytes.
     pub fn to_safetensors(&self, metadata: &[(&str, &str)]) -> Result<Vec<u8>> {
         let mut data = Vec::with_capacity(self.len());
         for (name, tensor) in &self.tensors {
-            let flat = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-            let bytes: Vec<u8> = flat.iter().flat_map(|x| x.to_le_bytes()).collect();
-            data.push((name.as_str(), tensor.dims().to_vec(), bytes));
+            let flat = tensor.flatten_all()?;
+            let (dtype, bytes): (_, Vec<u8>) = match tensor.dtype() {
+                DType::U32 => {
+                    let flat = flat.to_vec1::<u32>()?;
+                    (Dtype::U32, flat.iter().flat_map(|x| x.to_le_bytes()).collect())
+                }
+                _ => {
+                    let flat = flat.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+                    (Dtype::F32, flat.iter().flat_map(|x| x.to_le_bytes()).collect())
+                }
+            };
+            data.push((name.as_str(), dtype, tensor.dims().to_vec(), bytes));
         }
-        let views = data.iter().map(|(name, dims, bytes)| {
-            TensorView::new(Dtype::F32, dims.clone(), bytes).map(|view| (*name, view))
+        let views = data.iter().map(|(name, dtype, dims, bytes)| {
+            TensorView::new(*dtype, dims.clone(), bytes).map(|view| (*name, view))
         });
         let views: Vec<_> = views
             .collect::<Result<_, _>>()

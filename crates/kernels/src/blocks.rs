@@ -1,4 +1,4 @@
-//! Weights at the size their file has: rows of quantised blocks.
+//! Weights at their quantised size: a file's blocks, or numbers quantised as they were loaded.
 
 mod activations;
 #[cfg(target_arch = "x86_64")]
@@ -10,6 +10,7 @@ use half::bf16;
 
 use crate::{
     few::{Columns, dots, ranges},
+    nf4::{self, Nf4},
     num::{Precision, narrow},
     quant::{self, GgmlType},
     simd, threads,
@@ -17,28 +18,60 @@ use crate::{
 use activations::Activations;
 pub use integer::Kernel;
 
-/// A `(o, i)` matrix in a stored format whose blocks do not cross rows.
+/// A `(o, i)` matrix of quantised numbers, row after row.
 #[derive(Clone, Debug)]
 pub struct Blocks {
-    ty: GgmlType,
-    bytes: Vec<u8>,
+    stored: Stored,
     o: usize,
     i: usize,
 }
 
+#[derive(Clone, Debug)]
+enum Stored {
+    /// In a file's format, whose blocks do not cross rows.
+    File(GgmlType, Vec<u8>),
+    /// Quantised here; blocks may cross rows.
+    Nf4(Nf4),
+}
+
 impl Blocks {
-    /// From the bytes of `o` rows.
+    /// From the bytes of `o` rows, whose blocks do not cross rows.
     pub fn new(ty: GgmlType, bytes: Vec<u8>, o: usize, i: usize) -> Result<Self> {
         match ty.bytes_for(i) {
-            Some(row) if row.checked_mul(o) == Some(bytes.len()) => Ok(Blocks { ty, bytes, o, i }),
+            Some(row) if row.checked_mul(o) == Some(bytes.len()) => {
+                Ok(Blocks { stored: Stored::File(ty, bytes), o, i })
+            }
             Some(row) => bail!("{o} rows of {row} bytes expected, got {} bytes", bytes.len()),
             None => bail!("rows of {i} numbers do not fill blocks of {}", ty.name()),
         }
     }
 
-    /// How the numbers are stored.
-    pub fn ty(&self) -> GgmlType {
-        self.ty
+    /// From the numbers of `o` rows.
+    pub fn nf4(numbers: Nf4, o: usize, i: usize) -> Result<Self> {
+        match numbers.len() {
+            n if o.checked_mul(i) == Some(n) => Ok(Blocks { stored: Stored::Nf4(numbers), o, i }),
+            n => bail!("a ({o}, {i}) weight needs {} numbers, got {n}", o * i),
+        }
+    }
+
+    /// How the numbers are stored: `Q4_K`, …, `NF4`.
+    pub fn name(&self) -> String {
+        match &self.stored {
+            Stored::File(ty, _) => ty.name(),
+            Stored::Nf4(_) => "NF4".into(),
+        }
+    }
+
+    /// The file's format, if it is one.
+    pub fn ty(&self) -> Option<GgmlType> {
+        match self.stored {
+            Stored::File(ty, _) => Some(ty),
+            Stored::Nf4(_) => None,
+        }
+    }
+
+    fn kernel(&self) -> Option<Kernel> {
+        self.ty().and_then(Kernel::of)
     }
 
     /// Rows and columns.
@@ -58,39 +91,48 @@ impl Blocks {
 
     /// How many bytes.
     pub fn size(&self) -> usize {
-        self.bytes.len()
+        match &self.stored {
+            Stored::File(_, bytes) => bytes.len(),
+            Stored::Nf4(numbers) => numbers.size(),
+        }
     }
 
-    /// The bytes of row `r`.
-    pub fn row(&self, r: usize) -> &[u8] {
-        let row = self.bytes.len() / self.o.max(1);
-        &self.bytes[r * row..(r + 1) * row]
+    /// The bytes of row `r`, if the format is a file's.
+    pub fn row(&self, r: usize) -> Option<&[u8]> {
+        let Stored::File(_, bytes) = &self.stored else { return None };
+        let row = bytes.len() / self.o.max(1);
+        bytes.get(r * row..(r + 1) * row)
     }
 
     /// Numbers `at..at + out.len()` in row order, as f32.
     pub fn read(&self, at: usize, out: &mut [f32]) {
-        let (n, size) = (self.ty.block_elements(), self.ty.block_bytes());
-        let (first, last) = (at / n, (at + out.len()).div_ceil(n));
-        if at.is_multiple_of(n) && out.len().is_multiple_of(n) {
-            let bytes = &self.bytes[first * size..last * size];
-            return quant::dequantize_serial(self.ty, bytes, out);
-        }
-        // A range that begins or ends within a block: a block at a time through a buffer.
-        let mut block = [0f32; 256];
-        for b in first..last {
-            let bytes = &self.bytes[b * size..(b + 1) * size];
-            quant::dequantize_serial(self.ty, bytes, &mut block[..n]);
-            let (from, to) = (at.max(b * n), (at + out.len()).min((b + 1) * n));
-            out[from - at..to - at].copy_from_slice(&block[from - b * n..to - b * n]);
+        let (ty, bytes) = match &self.stored {
+            Stored::File(ty, bytes) => (*ty, bytes),
+            Stored::Nf4(numbers) => return numbers.read(at, out),
+        };
+        let (n, size) = (ty.block_elements(), ty.block_bytes());
+        // Up to the end of a block, whole blocks, and what is left.
+        let (head, rest) = out.split_at_mut(to_block(at, n).min(out.len()));
+        let first = (at + head.len()) / n;
+        let (whole, tail) = rest.split_at_mut(rest.len() / n * n);
+        let last = first + whole.len() / n;
+        quant::dequantize_serial(ty, &bytes[first * size..last * size], whole);
+        for (block, from, part) in [(at / n, at % n, head), (last, 0, tail)] {
+            if !part.is_empty() {
+                let mut wide = [0f32; 256];
+                let block = &bytes[block * size..(block + 1) * size];
+                quant::dequantize_serial(ty, block, &mut wide[..n]);
+                part.copy_from_slice(&wide[from..from + part.len()]);
+            }
         }
     }
 
     /// As [`Blocks::read`], rounded to bf16.
     pub fn read_bf16(&self, at: usize, out: &mut [bf16]) {
-        let n = self.ty.block_elements();
+        let n = self.ty().map_or(nf4::BLOCK, GgmlType::block_elements);
         let mut wide = [0f32; 512];
         // The first piece ends with a block, so that all others begin with one.
-        let (head, rest) = out.split_at_mut(((n - at % n) % n).min(out.len()));
+        let (head, rest) = out.split_at_mut(to_block(at, n).min(out.len()));
         let mut at = at;
         for piece in std::iter::once(head).chain(rest.chunks_mut(wide.len())) {
             let wide = &mut wide[..piece.len()];
@@ -99,6 +141,22 @@ impl Blocks {
             at += piece.len();
         }
     }
+
+    /// Numbers `at..at + 32`, and as many `stride`, `2·stride`, … after them: 32 columns of some
+    /// rows, without expanding the rest of their blocks where blocks are larger.
+    pub fn strip(&self, at: usize, stride: usize, out: &mut [[f32; 32]]) {
+        let aligned = at.is_multiple_of(32) && stride.is_multiple_of(32);
+        match &self.stored {
+            Stored::Nf4(numbers) if aligned => numbers.strip(at, stride, out),
+            Stored::File(ty, bytes) if aligned => quant::strip(*ty, bytes, at, stride, out),
+            _ => out.iter_mut().enumerate().for_each(|(r, out)| self.read(at + r * stride, out)),
+        }
+    }
+}
+
+/// How many numbers after `at` a block of `n` begins.
+fn to_block(at: usize, n: usize) -> usize {
+    at.next_multiple_of(n) - at
 }
 
 /// `y = x wᵀ` for a few rows `x` `(n, i)`, straight from the blocks.
@@ -110,7 +168,7 @@ impl Blocks {
 pub fn few_rows(precision: Precision, blocks: &Blocks, x: &[f32], n: usize, y: &mut [f32]) {
     let kernel = match precision {
         Precision::F32 => None,
-        Precision::Bf16 => Kernel::of(blocks.ty).filter(|_| Kernel::here()),
+        Precision::Bf16 => blocks.kernel().filter(|_| Kernel::here()),
     };
     few_rows_by(kernel, blocks, x, n, y);
 }
@@ -128,7 +186,7 @@ pub fn few_rows_by(kernel: Option<Kernel>, blocks: &Blocks, x: &[f32], n: usize,
     }
     let y = Columns::new(y, o);
     if let Some(kernel) = kernel {
-        assert!(Kernel::here() && Kernel::of(blocks.ty) == Some(kernel), "few_rows: wrong kernel");
+        assert!(Kernel::here() && blocks.kernel() == Some(kernel), "few_rows: wrong kernel");
         let x = Activations::new(kernel.order(), x, n, i);
         return threads::for_each(ranges(o, i * n), |rows| kernel.run(blocks, &x, rows, &y));
     }
@@ -136,7 +194,7 @@ pub fn few_rows_by(kernel: Option<Kernel>, blocks: &Blocks, x: &[f32], n: usize,
     threads::for_each(ranges(o, i * n), |rows| {
         let mut w = vec![0f32; i];
         for r in rows {
-            quant::dequantize_serial(blocks.ty, blocks.row(r), &mut w);
+            blocks.read(r * i, &mut w);
             dots(level, &w, x, n, |a, sum| y.set(a, r, sum));
         }
     });

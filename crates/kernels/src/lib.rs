@@ -16,6 +16,7 @@ pub mod few;
 pub mod gemm;
 pub mod linear;
 pub mod math;
+pub mod nf4;
 pub mod nll;
 pub mod norm;
 pub mod num;

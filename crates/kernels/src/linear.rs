@@ -42,7 +42,7 @@ fn grad_weight(
     dw
 }
 
-/// A weight that is never learned: rows of outputs, in f32, bf16 or the blocks of its file.
+/// A weight that is never learned: rows of outputs, in f32, in bf16 or quantised.
 #[derive(Clone, Debug)]
 pub struct Frozen {
     rows: Arc<Rows>,
@@ -92,6 +92,15 @@ impl Frozen {
     /// Output and input width.
     pub fn dims(&self) -> (usize, usize) {
         (self.o, self.i)
+    }
+
+    /// How many bytes its numbers take.
+    pub fn bytes(&self) -> usize {
+        match &*self.rows {
+            Rows::Held(Held::F32(w)) => size_of_val(&w[..]),
+            Rows::Held(Held::Bf16(w)) => size_of_val(&w[..]),
+            Rows::Blocks(blocks) => blocks.size(),
+        }
     }
 
     /// The arithmetic of its products.

@@ -9,6 +9,9 @@ use rayon::prelude::*;
 
 use crate::{quant_k, simd::vectorised};
 
+mod strip;
+pub(crate) use strip::strip;
+
 /// How values are stored. Plain floats count as blocks of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(non_camel_case_types)]

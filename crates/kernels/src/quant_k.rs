@@ -25,25 +25,51 @@ fn twelve(b: &[u8], at: usize) -> [u8; 12] {
     out
 }
 
+/// The scale and the minimum of one part of Q4_K and Q5_K; see [`scales_and_minima`].
+#[inline(always)]
+fn scale_and_minimum(p: &[u8], j: usize) -> (f32, f32) {
+    let (scale, minimum) = match j {
+        0..4 => (p[j] & 63, p[j + 4] & 63),
+        _ => (p[j + 4] & 15 | p[j - 4] >> 6 << 4, p[j + 4] >> 4 | p[j] >> 6 << 4),
+    };
+    (f32::from(scale), f32::from(minimum))
+}
+
+/// Calls `$part` for each 32 values of a block.
+macro_rules! parts {
+    ($block:ident, $y:ident, $part:ident) => {
+        for (part, y) in $y.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            $part($block, part, y);
+        }
+    };
+}
+
 /// `y = (d·scale)·q − dmin·minimum`. Layout: 16 scale/minimum nibbles, 64 bytes of 2-bit values,
 /// d, dmin. Each 32 bytes hold 128 values: bits 0–1 of all of them first, then bits 2–3, ….
 #[inline(always)]
 pub(crate) fn q2_k(b: &[u8; 84], y: &mut [f32; 256]) {
+    parts!(b, y, q2_k_part);
+}
+
+/// The 32 values from `32·part` on.
+#[inline(always)]
+pub(crate) fn q2_k_part(b: &[u8; 84], part: usize, y: &mut [f32; 32]) {
     let (d, dmin) = (half_at(b, 80), half_at(b, 82));
-    let values = &b[16..80];
-    for (group, out) in y.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-        let (dl, ml) = (d * f32::from(b[group] & 15), dmin * f32::from(b[group] >> 4));
-        let (byte, shift) = place(group);
+    let (byte, shift) = place(part);
+    let values = &b[16 + byte..][..32];
+    for (half, out) in y.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+        let both = b[2 * part + half];
+        let (dl, ml) = (d * f32::from(both & 15), dmin * f32::from(both >> 4));
         for (j, out) in out.iter_mut().enumerate() {
-            *out = dl * f32::from(values[byte + j] >> shift & 3) - ml;
+            *out = dl * f32::from(values[16 * half + j] >> shift & 3) - ml;
         }
     }
 }
 
-/// Where the 16 values of a group begin in 2-bit data: byte and bit.
+/// Where 32 values begin in 2-bit data: byte and bit.
 #[inline(always)]
-fn place(group: usize) -> (usize, usize) {
-    (group / 8 * 32 + group % 2 * 16, group % 8 / 2 * 2)
+fn place(part: usize) -> (usize, usize) {
+    (part / 4 * 32, part % 4 * 2)
 }
 
 /// `y = (d·(scale − 32))·(q − 4·[bit clear])`. Layout: 32 bytes of third bits, 64 bytes of 2-bit
@@ -51,16 +77,23 @@ fn place(group: usize) -> (usize, usize) {
 /// to value `32k + j`.
 #[inline(always)]
 pub(crate) fn q3_k(b: &[u8; 110], y: &mut [f32; 256]) {
-    let d = half_at(b, 108);
-    let (third, values, packed) = (&b[0..32], &b[32..96], twelve(b, 96));
-    for (group, out) in y.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+    parts!(b, y, q3_k_part);
+}
+
+/// The 32 values from `32·part` on.
+#[inline(always)]
+pub(crate) fn q3_k_part(b: &[u8; 110], part: usize, y: &mut [f32; 32]) {
+    let (d, packed) = (half_at(b, 108), &b[96..108]);
+    let (byte, shift) = place(part);
+    let (third, values) = (&b[..32], &b[32 + byte..][..32]);
+    for (half, out) in y.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+        let group = 2 * part + half;
         let low = if group < 8 { packed[group] & 15 } else { packed[group - 8] >> 4 };
         let high = packed[8 + group % 4] >> (group / 4 * 2) & 3;
         let dl = d * f32::from((low | high << 4) as i8 - 32);
-        let (byte, shift) = place(group);
         for (j, out) in out.iter_mut().enumerate() {
-            let bit = third[group % 2 * 16 + j] >> (group / 2) & 1;
-            let q = (values[byte + j] >> shift & 3) as i8 - if bit == 1 { 0 } else { 4 };
+            let bit = third[16 * half + j] >> part & 1;
+            let q = (values[16 * half + j] >> shift & 3) as i8 - if bit == 1 { 0 } else { 4 };
             *out = dl * f32::from(q);
         }
     }
@@ -72,13 +105,24 @@ pub(crate) fn q3_k(b: &[u8; 110], y: &mut [f32; 256]) {
 pub(crate) fn q4_k(b: &[u8; 144], y: &mut [f32; 256]) {
     let (d, dmin) = (half_at(b, 0), half_at(b, 2));
     let (scale, minimum) = scales_and_minima(&twelve(b, 4));
-    for (group, out) in y.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        let (dl, ml) = (d * f32::from(scale[group]), dmin * f32::from(minimum[group]));
-        let nibbles = &b[16 + group / 2 * 32..][..32];
-        let shift = group % 2 * 4;
-        for (out, q) in out.iter_mut().zip(nibbles) {
-            *out = dl * f32::from(q >> shift & 15) - ml;
-        }
+    for (part, out) in y.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        let (dl, ml) = (d * f32::from(scale[part]), dmin * f32::from(minimum[part]));
+        four_bits(&b[16..], part, (dl, ml), out);
+    }
+}
+
+/// The 32 values from `32·part` on.
+#[inline(always)]
+pub(crate) fn q4_k_part(b: &[u8; 144], part: usize, y: &mut [f32; 32]) {
+    let (scale, minimum) = scale_and_minimum(&b[4..16], part);
+    four_bits(&b[16..], part, (half_at(b, 0) * scale, half_at(b, 2) * minimum), y);
+}
+
+#[inline(always)]
+fn four_bits(nibbles: &[u8], part: usize, (dl, ml): (f32, f32), y: &mut [f32; 32]) {
+    let (nibbles, shift) = (&nibbles[part / 2 * 32..][..32], part % 2 * 4);
+    for (out, q) in y.iter_mut().zip(nibbles) {
+        *out = dl * f32::from(q >> shift & 15) - ml;
     }
 }
 
@@ -88,15 +132,26 @@ pub(crate) fn q4_k(b: &[u8; 144], y: &mut [f32; 256]) {
 pub(crate) fn q5_k(b: &[u8; 176], y: &mut [f32; 256]) {
     let (d, dmin) = (half_at(b, 0), half_at(b, 2));
     let (scale, minimum) = scales_and_minima(&twelve(b, 4));
-    let fifth = &b[16..48];
-    for (group, out) in y.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        let (dl, ml) = (d * f32::from(scale[group]), dmin * f32::from(minimum[group]));
-        let nibbles = &b[48 + group / 2 * 32..][..32];
-        let shift = group % 2 * 4;
-        for (j, out) in out.iter_mut().enumerate() {
-            let q = nibbles[j] >> shift & 15 | (fifth[j] >> group & 1) << 4;
-            *out = dl * f32::from(q) - ml;
-        }
+    for (part, out) in y.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        let (dl, ml) = (d * f32::from(scale[part]), dmin * f32::from(minimum[part]));
+        five_bits(&b[16..], part, (dl, ml), out);
+    }
+}
+
+/// The 32 values from `32·part` on.
+#[inline(always)]
+pub(crate) fn q5_k_part(b: &[u8; 176], part: usize, y: &mut [f32; 32]) {
+    let (scale, minimum) = scale_and_minimum(&b[4..16], part);
+    five_bits(&b[16..], part, (half_at(b, 0) * scale, half_at(b, 2) * minimum), y);
+}
+
+#[inline(always)]
+fn five_bits(bits: &[u8], part: usize, (dl, ml): (f32, f32), y: &mut [f32; 32]) {
+    let (fifth, nibbles) = (&bits[..32], &bits[32 + part / 2 * 32..][..32]);
+    let shift = part % 2 * 4;
+    for (j, out) in y.iter_mut().enumerate() {
+        let q = nibbles[j] >> shift & 15 | (fifth[j] >> part & 1) << 4;
+        *out = dl * f32::from(q) - ml;
     }
 }
 
@@ -105,16 +160,19 @@ pub(crate) fn q5_k(b: &[u8; 176], y: &mut [f32; 256]) {
 /// and 32 bytes of pairs.
 #[inline(always)]
 pub(crate) fn q6_k(b: &[u8; 210], y: &mut [f32; 256]) {
-    let d = half_at(b, 208);
-    for (group, out) in y.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        let (part, quarter) = (group / 4, group % 4);
-        let nibbles = &b[part * 64 + quarter % 2 * 32..][..32];
-        let pairs = &b[128 + part * 32..][..32];
-        let (shift_low, shift_high) = (quarter / 2 * 4, quarter * 2);
-        let scale = [192 + group * 2, 193 + group * 2].map(|i| d * f32::from(b[i] as i8));
-        for (j, out) in out.iter_mut().enumerate() {
-            let q = nibbles[j] >> shift_low & 15 | (pairs[j] >> shift_high & 3) << 4;
-            *out = scale[j / 16] * f32::from(q as i8 - 32);
-        }
+    parts!(b, y, q6_k_part);
+}
+
+/// The 32 values from `32·part` on.
+#[inline(always)]
+pub(crate) fn q6_k_part(b: &[u8; 210], part: usize, y: &mut [f32; 32]) {
+    let (d, half, quarter) = (half_at(b, 208), part / 4, part % 4);
+    let nibbles = &b[half * 64 + quarter % 2 * 32..][..32];
+    let pairs = &b[128 + half * 32..][..32];
+    let (shift_low, shift_high) = (quarter / 2 * 4, quarter * 2);
+    let scale = [192 + part * 2, 193 + part * 2].map(|i| d * f32::from(b[i] as i8));
+    for (j, out) in y.iter_mut().enumerate() {
+        let q = nibbles[j] >> shift_low & 15 | (pairs[j] >> shift_high & 3) << 4;
+        *out = scale[j / 16] * f32::from(q as i8 - 32);
     }
 }

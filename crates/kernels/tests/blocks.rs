@@ -65,7 +65,7 @@ fn dense(blocks: &Blocks) -> Vec<f32> {
     let (o, i) = blocks.dims();
     let mut w = vec![0f32; o * i];
     for (r, w) in w.chunks_mut(i).enumerate() {
-        dequantize_serial(blocks.ty(), blocks.row(r), w);
+        dequantize_serial(blocks.ty().unwrap(), blocks.row(r).unwrap(), w);
     }
     w
 }

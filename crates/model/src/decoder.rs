@@ -13,7 +13,7 @@ use luthier_kernels::{
 
 use crate::{
     config::ModelConfig,
-    weight::{Linear, Norm, Weight, learn_vector},
+    weight::{Linear, Norm, Weight, learn_vector, rest},
 };
 
 mod fan;
@@ -46,6 +46,19 @@ pub struct Layer {
     pub down: Linear,
     /// Activation sites.
     pub at: LayerSites,
+}
+
+impl Layer {
+    fn linears_mut(&mut self) -> [&mut Linear; 7] {
+        let Layer { q, k, v, o, gate, up, down, .. } = self;
+        [q, k, v, o, gate, up, down]
+    }
+
+    fn norms_mut(&mut self) -> impl Iterator<Item = &mut Norm> {
+        let Layer { attn_norm, mlp_norm, qk_norm, .. } = self;
+        let qk = qk_norm.iter_mut().flat_map(|(q, k)| [q, k]);
+        [attn_norm, mlp_norm].into_iter().chain(qk)
+    }
 }
 
 /// The activation sites of a block.
@@ -172,18 +185,13 @@ impl Decoder {
 
     /// The linear map at `site`, if one stands there.
     fn linear_at(&mut self, site: SiteId) -> Option<&mut Linear> {
-        let layers = self.layers.iter_mut().flat_map(|l| {
-            [&mut l.q, &mut l.k, &mut l.v, &mut l.o, &mut l.gate, &mut l.up, &mut l.down]
-        });
+        let layers = self.layers.iter_mut().flat_map(Layer::linears_mut);
         layers.chain(self.head.as_mut()).find(|lin| lin.site == site)
     }
 
     /// The norm at `site`, if one stands there.
     fn norm_at(&mut self, site: SiteId) -> Option<&mut Norm> {
-        let layers = self.layers.iter_mut().flat_map(|l| {
-            let qk = l.qk_norm.iter_mut().flat_map(|(q, k)| [q, k]);
-            [&mut l.attn_norm, &mut l.mlp_norm].into_iter().chain(qk)
-        });
+        let layers = self.layers.iter_mut().flat_map(Layer::norms_mut);
         layers.chain([&mut self.final_norm]).find(|norm| norm.site == site)
     }
 }
@@ -275,7 +283,7 @@ impl Model for Decoder {
         ctx: &mut Ctx,
         found: &mut Found,
     ) -> Result<bool> {
-        let Weight::Learned(table, _) = &self.embed else { return Ok(false) };
+        let Some(table) = self.embed.learned() else { return Ok(false) };
         if ctx.hooks.watched(self.embed_site) {
             return Ok(false);
         }
@@ -326,6 +334,24 @@ impl Model for Decoder {
             }
         }
         Ok((Arc::new(learned), vars))
+    }
+
+    fn resting(&self, learns: &dyn Fn(&Tensor) -> bool) -> Result<Arc<dyn Model>> {
+        let mut model = self.clone();
+        model.embed.rest(learns);
+        for layer in &mut model.layers {
+            for lin in layer.linears_mut() {
+                lin.weight.rest(learns);
+                lin.bias.iter_mut().for_each(|b| rest(b, learns));
+            }
+            layer.norms_mut().for_each(|norm| rest(&mut norm.scale_d, learns));
+        }
+        rest(&mut model.final_norm.scale_d, learns);
+        if let Some(head) = &mut model.head {
+            head.weight.rest(learns);
+            head.bias.iter_mut().for_each(|b| rest(b, learns));
+        }
+        Ok(Arc::new(model))
     }
 }
 

@@ -22,7 +22,7 @@ pub mod weight;
 
 pub use config::ModelConfig;
 pub use decoder::Decoder;
-pub use load::Holding;
+pub use load::{Holding, Quantize};
 pub use luthier_kernels::num::Precision;
 pub use render::{RenderOptions, Rendered, render};
 pub use source::Source;

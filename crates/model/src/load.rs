@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
-use luthier_core::{Result, SiteKind, SiteMap};
-use luthier_kernels::{Frozen, Rotation, num::Precision};
+use luthier_core::{Error, Result, SiteKind, SiteMap};
+use luthier_kernels::{Frozen, Rotation, blocks::Blocks, nf4::Nf4, num::Precision};
 
 use crate::{
     config::ModelConfig,
@@ -15,40 +15,96 @@ use crate::{
 };
 
 struct Loader<'a> {
-    source: &'a Source,
+    origin: Origin<'a>,
     config: &'a ModelConfig,
     holding: Holding,
     sites: SiteMap,
 }
 
+/// The numbers of a weight by its Hugging Face name, in row order.
+pub type Given<'a> = &'a dyn Fn(&str) -> Result<Vec<f32>>;
+
+/// Where weights come from.
+#[derive(Clone, Copy)]
+enum Origin<'a> {
+    File(&'a Source),
+    Given(Given<'a>),
+}
+
+impl Origin<'_> {
+    fn numbers(self, name: &str) -> Result<Vec<f32>> {
+        match self {
+            Origin::File(source) => source.load_f32(name),
+            Origin::Given(given) => given(name),
+        }
+    }
+}
+
 /// How a model's weights are held in memory.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Holding {
     /// The arithmetic of matrix products; weights are expanded to it.
     pub precision: Precision,
     /// Quantised weights stay as their file has them: the least memory, and the fastest for a few
-    /// tokens at a time. Large batches are faster with expanded weights.
+    /// tokens at a time. Large batches are a little faster with expanded weights.
     pub stored: bool,
+    /// Linear weights in the blocks are quantised one by one as they are loaded; the embedding
+    /// table, norms and an untied head are not.
+    pub quantize: Option<Quantize>,
+}
+
+/// What weights are quantised to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quantize {
+    /// 4-bit normal numbers.
+    Nf4 {
+        /// Whether the scales are quantised too: 4.13 bits per weight instead of 4.5.
+        double_quant: bool,
+    },
 }
 
 impl From<Precision> for Holding {
     fn from(precision: Precision) -> Self {
-        Holding { precision, stored: false }
+        Holding { precision, ..Holding::default() }
     }
 }
 
 impl Loader<'_> {
     fn vector(&self, name: &str, d: usize) -> Result<Tensor> {
-        let data = self.source.load_f32(name)?;
-        Ok(Tensor::from_vec(data, d, &Device::Cpu)?)
+        Ok(Tensor::from_vec(self.origin.numbers(name)?, d, &Device::Cpu)?)
     }
 
     fn matrix(&self, name: &str, o: usize, i: usize) -> Result<Weight> {
-        let Holding { precision, stored } = self.holding;
-        if stored && let Some(blocks) = self.source.load_blocks(name)? {
+        let Holding { precision, stored, .. } = self.holding;
+        let source = match self.origin {
+            Origin::Given(given) => {
+                return Ok(Weight::Frozen(Frozen::new(given(name)?, o, i, precision)?));
+            }
+            Origin::File(source) => source,
+        };
+        if stored && let Some(blocks) = source.load_blocks(name)? {
             return Ok(Weight::Frozen(Frozen::quantised(blocks, precision)));
         }
-        Ok(Weight::Frozen(Frozen::held(self.source.load_held(name, precision)?, o, i)?))
+        Ok(Weight::Frozen(Frozen::held(source.load_held(name, precision)?, o, i)?))
+    }
+
+    /// A weight in a block, in f32 until it is quantised and no longer.
+    fn quantised(&self, name: &str, o: usize, i: usize, to: Quantize) -> Result<Weight> {
+        if let Origin::File(source) = self.origin {
+            let dtype = source.dtype_name(name)?;
+            if source.gguf().is_some() && !matches!(dtype, "F32" | "F16" | "BF16") {
+                let at = source.path().display().to_string();
+                let what =
+                    format!("{name} is quantised already ({dtype}), and cannot be once more");
+                return Err(Error::input(at, what).hint(
+                    "models.quantize = \"stored\" keeps weights at the size their file has",
+                ));
+            }
+        }
+        let Quantize::Nf4 { double_quant } = to;
+        let numbers = Nf4::quantise(&self.origin.numbers(name)?, double_quant);
+        let blocks = Blocks::nf4(numbers, o, i)?;
+        Ok(Weight::Frozen(Frozen::quantised(blocks, self.holding.precision)))
     }
 
     fn linear(
@@ -60,7 +116,11 @@ impl Loader<'_> {
         bias: bool,
     ) -> Result<Linear> {
         let module = hf_module(&site).unwrap_or_else(|| site.clone());
-        let weight = self.matrix(&format!("{module}.weight"), o, i)?;
+        let name = format!("{module}.weight");
+        let weight = match self.holding.quantize.filter(|_| layer.is_some()) {
+            Some(to) => self.quantised(&name, o, i, to)?,
+            None => self.matrix(&name, o, i)?,
+        };
         let bias_o = match bias {
             true => Some(self.vector(&format!("{module}.bias"), o)?),
             false => None,
@@ -115,6 +175,25 @@ impl Loader<'_> {
 }
 
 impl Decoder {
+    /// Bytes of all weights as they are held; the variables among them count as f32.
+    pub fn held_bytes(&self) -> u64 {
+        let weight = |w: &Weight| match w {
+            Weight::Frozen(w) => w.bytes(),
+            Weight::Dense(w, _) => w.elem_count() * size_of::<f32>(),
+        };
+        let vector = |w: &Tensor| w.elem_count() * size_of::<f32>();
+        let linear = |l: &Linear| weight(&l.weight) + l.bias.as_ref().map_or(0, vector);
+        let layer = |l: &Layer| {
+            let linears = [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down].map(linear);
+            let qk = l.qk_norm.iter().flat_map(|(q, k)| [q, k]);
+            let norms = [&l.attn_norm, &l.mlp_norm].into_iter().chain(qk);
+            linears.iter().sum::<usize>() + norms.map(|n| vector(&n.scale_d)).sum::<usize>()
+        };
+        let ends = weight(&self.embed) + vector(&self.final_norm.scale_d);
+        let head = self.head.as_ref().map_or(0, linear);
+        (ends + head + self.layers.iter().map(layer).sum::<usize>()) as u64
+    }
+
     /// Loads every weight of `source`, frozen, held as `holding` says. `loaded(done, total)`
     /// is called after each layer.
     pub fn load(
@@ -122,9 +201,26 @@ impl Decoder {
         holding: impl Into<Holding>,
         mut loaded: impl FnMut(usize, usize),
     ) -> Result<Decoder> {
-        let config = source.config().clone();
-        let mut loader =
-            Loader { source, config: &config, holding: holding.into(), sites: SiteMap::default() };
+        let (config, holding) = (source.config(), holding.into());
+        let origin = Origin::File(source);
+        let loader = Loader { origin, config, holding, sites: SiteMap::default() };
+        Decoder::assemble(loader, &mut loaded)
+    }
+
+    /// A decoder of weights that are in memory, each asked for once, held as `holding` says.
+    pub fn from_weights(
+        config: &ModelConfig,
+        weights: Given,
+        holding: impl Into<Holding>,
+    ) -> Result<Decoder> {
+        config.check("model")?;
+        let (origin, holding) = (Origin::Given(weights), holding.into());
+        let loader = Loader { origin, config, holding, sites: SiteMap::default() };
+        Decoder::assemble(loader, &mut |_, _| ())
+    }
+
+    fn assemble(mut loader: Loader, loaded: &mut dyn FnMut(usize, usize)) -> Result<Decoder> {
+        let config = loader.config;
         let (v, d) = (config.vocab, config.hidden);
         let module = hf_module("embed");
         let name = module.clone().unwrap_or_default();
@@ -155,7 +251,7 @@ impl Decoder {
             head,
             head_site,
             rotation: Rotation::new(inv_freq, factor),
-            config: Arc::new(config),
+            config: Arc::new(config.clone()),
         })
     }
 }

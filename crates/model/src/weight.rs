@@ -1,4 +1,4 @@
-//! A weight is frozen (never gets a gradient) or learned (a variable).
+//! A weight is frozen (never gets a gradient) or dense (a variable where it learns).
 
 use candle_core::{Tensor, Var};
 use luthier_core::{Affine, Result, SiteId};
@@ -9,8 +9,9 @@ use luthier_kernels::{Frozen, HeadWeight, linear, num::Precision, rms_norm};
 pub enum Weight {
     /// Packed for speed; its backward yields the input's gradient only.
     Frozen(Frozen),
-    /// A variable and the arithmetic of products with it.
-    Learned(Var, Precision),
+    /// f32 numbers and the arithmetic of products with them: a variable where they learn, a
+    /// constant in a variable's memory where they rest.
+    Dense(Tensor, Precision),
 }
 
 impl Weight {
@@ -18,7 +19,7 @@ impl Weight {
     pub fn apply(&self, x_ni: &Tensor) -> Result<Tensor> {
         Ok(match self {
             Weight::Frozen(w) => w.apply(x_ni)?,
-            Weight::Learned(w_oi, precision) => linear(x_ni, w_oi, *precision)?,
+            Weight::Dense(w_oi, precision) => linear(x_ni, w_oi, *precision)?,
         })
     }
 
@@ -26,7 +27,7 @@ impl Weight {
     pub fn gather(&self, ids_n: &[u32]) -> Result<Tensor> {
         Ok(match self {
             Weight::Frozen(w) => w.gather(ids_n)?,
-            Weight::Learned(w_vd, _) => {
+            Weight::Dense(w_vd, _) => {
                 let index = Tensor::from_slice(ids_n, ids_n.len(), w_vd.device())?;
                 w_vd.index_select(&index, 0)?
             }
@@ -37,7 +38,7 @@ impl Weight {
     pub fn dense(&self) -> Result<Tensor> {
         Ok(match self {
             Weight::Frozen(w) => w.dense()?,
-            Weight::Learned(w_oi, _) => w_oi.as_detached_tensor(),
+            Weight::Dense(w_oi, _) => w_oi.detach(),
         })
     }
 
@@ -45,7 +46,7 @@ impl Weight {
     pub fn precision(&self) -> Precision {
         match self {
             Weight::Frozen(w) => w.precision(),
-            Weight::Learned(_, precision) => *precision,
+            Weight::Dense(_, precision) => *precision,
         }
     }
 
@@ -53,15 +54,30 @@ impl Weight {
     pub fn head(&self) -> HeadWeight<'_> {
         match self {
             Weight::Frozen(w) => HeadWeight::Frozen(w),
-            Weight::Learned(w_vd, precision) => HeadWeight::Learned(w_vd, *precision),
+            Weight::Dense(w_vd, precision) => HeadWeight::Learned(w_vd, *precision),
         }
     }
 
     /// The same numbers as a variable of its own.
     pub fn learn(&mut self) -> Result<Var> {
         let var = Var::from_tensor(&self.dense()?.copy()?)?;
-        *self = Weight::Learned(var.clone(), self.precision());
+        *self = Weight::Dense(var.as_tensor().clone(), self.precision());
         Ok(var)
+    }
+
+    /// The variable, where it learns.
+    pub fn learned(&self) -> Option<&Tensor> {
+        match self {
+            Weight::Dense(w, _) if w.is_variable() => Some(w),
+            _ => None,
+        }
+    }
+
+    /// Makes a variable that does not learn a constant in the same memory.
+    pub fn rest(&mut self, learns: &dyn Fn(&Tensor) -> bool) {
+        if let Weight::Dense(w, _) = self {
+            rest(w, learns);
+        }
     }
 }
 
@@ -108,6 +124,13 @@ impl Norm {
     /// Normalises the last dimension.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
         Ok(rms_norm(x, &self.scale_d, self.eps)?)
+    }
+}
+
+/// Makes a variable that does not learn a constant in the same memory.
+pub fn rest(w: &mut Tensor, learns: &dyn Fn(&Tensor) -> bool) {
+    if w.is_variable() && !learns(w) {
+        *w = w.detach();
     }
 }
 

@@ -69,6 +69,7 @@ fn case(
         vars.push((format!("{}.A", site.name), a_ri.clone()));
         vars.push((format!("{}.B", site.name), b_or.clone()));
         let scale = 0.5 + j as f32 / 10.0;
+        let (a_ri, b_or) = (a_ri.into_inner(), b_or.into_inner());
         hooks.bind(site.id, Arc::new(Low(LowRank { a_ri, b_or, scale, dropout: 0.0 })));
     }
     let (model, more) = decoder.learn(&ids).unwrap();
@@ -173,6 +174,26 @@ fn low_rank_additions_at_every_linear_site() {
     }
 }
 
+/// A second, constant addition beside every other learned one, and alone where there is none.
+#[test]
+fn several_additions_at_a_site_and_constant_ones_among_them() {
+    for name in ["llama", "qwen3"] {
+        let odd = |s: &SiteInfo| !s.id.0.is_multiple_of(2);
+        let mut case = case(name, Precision::F32, RAGGED, odd, |_| false);
+        let sites: Vec<SiteInfo> = case.model.sites().iter().cloned().collect();
+        for site in sites.iter().filter(|s| s.layer.is_some() && s.id.0 % 4 < 2) {
+            let Some((i, o)) = site.linear() else { continue };
+            let a_ri = random(&format!("{}fixed A", site.name), &[2, i], 0.2);
+            let b_or = random(&format!("{}fixed B", site.name), &[o, 2], 0.2);
+            let fixed = LowRank { a_ri, b_or, scale: -0.7, dropout: 0.0 };
+            case.hooks.bind(site.id, Arc::new(Low(fixed)));
+        }
+        let watched = |n: usize| sites.iter().any(|s| case.hooks.get(s.id).len() == n);
+        assert!(watched(1) && watched(2));
+        case.check(name);
+    }
+}
+
 #[test]
 fn every_weight_bias_and_norm_learned() {
     for name in MODELS {
@@ -216,7 +237,7 @@ fn other_hooks_and_dropout_in_training_get_the_graph() {
     assert!(fused(&case, Some(Seed(1))));
     let site = |case: &Case, name: &str| case.model.sites().get(name).unwrap().id;
     let (v, act) = (site(&case, "layers.0.attn.v"), site(&case, "layers.0.mlp.act"));
-    let (a_ri, b_or) = (case.vars[0].1.clone(), case.vars[1].1.clone());
+    let [a_ri, b_or] = [0, 1].map(|i| case.vars[i].1.as_tensor().clone());
     let low = LowRank { a_ri, b_or, scale: 1.0, dropout: 0.5 };
     let plain = case.hooks.clone();
     case.hooks.bind(v, Arc::new(Low(low)));

@@ -1,15 +1,32 @@
-//! LoRA adapters in PEFT's layout: `adapter_config.json`, `adapter_model.safetensors`, `README.md`.
+//! Adapters in PEFT's layout: `adapter_config.json`, `adapter_model.safetensors`, `README.md`.
 //!
 //! Tensor keys are `base_model.model.` + Hugging Face module path + suffix. The config carries one
 //! key of ours, `luthier`, with the hash of the base model; PEFT skips keys it does not know.
+//!
+//! | `peft_type` | forms |
+//! |---|---|
+//! | `LORA` | `lora`, with `tokens` (`trainable_token_indices`), `full` and `ln_tuning` (`modules_to_save`) |
+//! | `IA3` | `ia3`, with `full` and `ln_tuning` |
+//! | `LN_TUNING` | `ln_tuning`, with `full` |
+//! | `TRAINABLE_TOKENS` | `tokens` |
+//!
+//! PiSSA and OLoRA are written as PEFT's own conversion does: a plain LoRA of twice the rank that
+//! needs no changed base. They are read either way.
 
-use luthier_core::{SiteInfo, SiteKind};
+use luthier_core::{Error, Result, SiteInfo};
+
+use crate::{Params, form::full::Parts};
 
 mod card;
 mod config;
+mod ia3;
+mod ln_tuning;
 mod load;
+mod lora;
 mod modules;
 mod save;
+mod tokens;
+mod whole;
 
 pub use load::load;
 pub use save::save;
@@ -30,17 +47,26 @@ pub struct Base {
     pub sha256: Option<String>,
 }
 
-/// Our name of a part, and PEFT's suffix for it.
-type Part = (&'static str, &'static str);
-
-const LINEAR: &[Part] =
-    &[("lora_A", ".lora_A.weight"), ("lora_B", ".lora_B.weight"), ("lora_B.bias", ".lora_B.bias")];
-const EMBED: &[Part] =
-    &[("lora_embedding_A", ".lora_embedding_A"), ("lora_embedding_B", ".lora_embedding_B")];
-
-fn parts(site: &SiteInfo) -> &'static [Part] {
-    match site.kind {
-        SiteKind::Embed { .. } => EMBED,
-        _ => LINEAR,
+/// Whether one of PEFT's files can hold all that these forms learn.
+pub(crate) fn holds(params: &Params) -> bool {
+    let keys: Vec<&str> = params.named().iter().map(|(key, _)| *key).collect();
+    let only = |known: &[&str]| keys.iter().all(|key| known.contains(key));
+    let has = |key: &str| keys.contains(&key);
+    // PEFT keeps whole modules, and one of them cannot be adapted too.
+    let biases = params.full.as_ref().is_some_and(|full| full.parts == Parts::Bias);
+    if biases {
+        return false;
     }
+    keys.is_empty()
+        || has("lora") && only(&["lora", "tokens", "full", "ln_tuning"])
+        || has("ia3") && only(&["ia3", "full", "ln_tuning"])
+        || has("ln_tuning") && only(&["ln_tuning", "full"])
+        || has("tokens") && only(&["tokens"])
+}
+
+/// The Hugging Face module of a site.
+fn module(site: &SiteInfo) -> Result<&str> {
+    site.module.as_deref().ok_or_else(|| {
+        Error::failed(&site.name, "has no Hugging Face name to save its adapter under")
+    })
 }

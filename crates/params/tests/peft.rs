@@ -5,8 +5,8 @@ mod naive;
 use std::{fs, path::Path, sync::Arc};
 
 use candle_core::Tensor;
-use luthier_core::{Batch, Model, Policy, Result, StateDict, io, model::gather_logp};
-use luthier_params::{Bound, Kind, peft};
+use luthier_core::{Batch, Model, Param, Policy, Result, StateDict, io, model::gather_logp};
+use luthier_params::{Bound, peft};
 use luthier_testkit::{assert_close, assert_same_bits, batch, golden, gradients, load_tensors};
 use naive::Naive;
 use serde_json::{Value, json};
@@ -66,7 +66,7 @@ fn loaded_adapters_compute_what_peft_computes() {
         let got = logits(&bound.policy, &batch);
         assert_close(variant, &got, want.get("logits_nv").unwrap(), 1e-4, 1e-5);
         let folded: Arc<dyn Model> =
-            Arc::new(Naive::golden(&base(variant)).folded(&bound.policy.hooks).unwrap());
+            Arc::new(Naive::golden(&base(variant)).folded(&[], &bound.policy.hooks).unwrap());
         let merged = logits(&Policy::plain(folded), &batch);
         assert_close(variant, &merged, want.get("merged_logits_nv").unwrap(), 1e-4, 1e-5);
     }
@@ -82,7 +82,7 @@ fn gradients_are_those_of_torch() -> Result<()> {
         let loss = (logp_n * Tensor::from_vec(share, batch.n(), &candle_core::Device::Cpu)?)?;
         let grads = loss.sum_all()?.backward()?;
         let mut seen = 0;
-        for (name, var) in &bound.vars {
+        for Param { name, var, .. } in &bound.params {
             let key = format!("grad.{}", key(&*bound.policy.model, name));
             let got = grads.get(var).unwrap_or_else(|| panic!("{variant} {name}: no gradient"));
             assert_close(&key, got, want.get(&key).unwrap_or_else(|| panic!("{key}")), 1e-4, 1e-6);
@@ -98,13 +98,12 @@ fn gradients_are_those_of_torch() -> Result<()> {
 fn what_peft_wrote_can_be_written_again() {
     for variant in VARIANTS {
         let bound = adapter(variant);
-        let Kind::Lora(lora) = &bound.kind else { panic!("{variant} is not LoRA") };
         let dir = tempfile::tempdir().unwrap();
         let base = peft::Base { name: base(variant), sha256: Some("b".repeat(64)) };
         let sites = bound.policy.model.sites();
         let write = |name: &str| {
             let dir = dir.path().join(name);
-            peft::save(&dir, lora, &bound.vars, sites, &base).unwrap();
+            peft::save(&dir, &bound, sites, &base).unwrap();
             dir
         };
         let (first, second) = (write("first"), write("second"));
@@ -144,10 +143,10 @@ fn what_peft_wrote_can_be_written_again() {
         assert_eq!(got["luthier"]["base_sha256"], json!("b".repeat(64)));
 
         let again = peft::load(&first, &model(variant), base.sha256.as_deref()).unwrap();
-        assert_eq!(again.kind, bound.kind, "{variant}");
-        for ((name, want), (ours, got)) in bound.vars.iter().zip(&again.vars) {
-            assert_eq!(name, ours);
-            assert_same_bits(name, got, want);
+        assert_eq!(again.form, bound.form, "{variant}");
+        for (want, got) in bound.params.iter().zip(&again.params) {
+            assert_eq!(got.name, want.name);
+            assert_same_bits(&want.name, &got.var, &want.var);
         }
     }
 }
@@ -156,10 +155,9 @@ fn what_peft_wrote_can_be_written_again() {
 fn targets_are_a_list_or_an_exact_regex() {
     let saved = |variant: &str| -> Value {
         let bound = adapter(variant);
-        let Kind::Lora(lora) = &bound.kind else { panic!("{variant} is not LoRA") };
         let dir = tempfile::tempdir().unwrap();
         let sites = bound.policy.model.sites();
-        peft::save(dir.path(), lora, &bound.vars, sites, &peft::Base::default()).unwrap();
+        peft::save(dir.path(), &bound, sites, &peft::Base::default()).unwrap();
         io::read_json(&dir.path().join(peft::CONFIG)).unwrap()
     };
     assert_eq!(
@@ -198,9 +196,16 @@ fn adapters_that_mean_something_else_are_refused_by_their_key() {
         assert_eq!(err.exit_code(), 2);
     };
     refused(&[("peft_type", json!("ADALORA"))], "adapter_config.json: peft_type");
-    refused(&[("use_dora", json!(true))], "use_dora");
-    refused(&[("modules_to_save", json!(["lm_head"]))], "modules_to_save");
-    refused(&[("trainable_token_indices", json!([3]))], "trainable_token_indices");
+    refused(&[("peft_type", json!("ADALORA"))], "convert_to_lora");
+    refused(&[("peft_type", json!("PROMPT_TUNING"))], "run it with PEFT");
+    refused(&[("peft_type", json!(null))], "expected LORA, IA3, LN_TUNING or TRAINABLE_TOKENS");
+    refused(&[("peft_type", json!("IA3"))], "lora_A.weight: is not part of an IA3 adapter");
+    refused(&[("use_dora", json!(true))], "lora_magnitude_vector: is missing");
+    refused(&[("use_qalora", json!(true))], "use_qalora: true is not supported");
+    refused(&[("modules_to_save", json!(["lm_head"]))], "modules_to_save: names \"lm_head\"");
+    refused(&[("trainable_token_indices", json!([3]))], "trainable_token_indices: names tokens");
+    refused(&[("init_lora_weights", json!("loftq"))], "init_lora_weights: \"loftq\" belongs to");
+    refused(&[("init_lora_weights", json!("corda"))], "path_initial_model_for_weight_conversion");
     refused(&[("bias", json!("lora_only"))], "adapter_config.json: bias");
     refused(&[("init_lora_weights", json!("pissa_niter_4"))], "init_lora_weights");
     refused(&[("r", json!(0))], "expected a rank above 0");
@@ -233,7 +238,14 @@ fn adapters_of_another_base_are_refused_by_their_tensor() {
         &[4, 32],
         "no module model.layers.2.self_attn.q_proj",
     );
-    refused(format!("{q}.lora_magnitude_vector"), &[32], "lora_magnitude_vector: is not part");
+    refused(format!("{q}.lora_magnitude_vector"), &[32], "is there, but use_dora is false");
+    refused(format!("{q}.lora_E"), &[4, 1], "lora_E: is not part of a LORA adapter");
+    refused("base_model.model.lm_head.weight".into(), &[96, 32], "lm_head.weight: is not part");
+    refused(
+        "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta".into(),
+        &[1, 32],
+        "trainable_token_indices: is missing",
+    );
     refused(format!("{q}.lora_embedding_A"), &[4, 32], "does not fit layers.0.attn.q");
     let table = "base_model.model.model.embed_tokens.base_layer.weight";
     refused(table.into(), &[96, 32], "is not the weight of embed");

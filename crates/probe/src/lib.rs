@@ -1,13 +1,19 @@
 #![doc = include_str!("../../../docs/seams/probe.md")]
 
 pub mod capture;
+pub mod components;
 pub mod delta;
+pub mod fisher;
 pub mod metric;
 pub mod stats;
+pub mod svd;
 
 pub use capture::Capture;
+pub use components::Components;
+pub use fisher::Fisher;
 pub use metric::{Kind, Metric, Verdict};
 pub use stats::{Bootstrap, Comparison, Score};
+pub use svd::Svd;
 
 pub use luthier_core::Method;
 
@@ -19,4 +25,10 @@ pub const METHODS: &[Method] = &[
     Method::usual("nll", "token-level negative log-likelihood and perplexity"),
     Method::usual("delta", "norm, rank and spectrum of what changed in each matrix"),
     Method::usual("capture", "mean and norm of what passes through chosen sites"),
+    Method {
+        paper: Some(69),
+        name: "components",
+        about: "directions in which the inputs of linear sites vary, and how much",
+    },
+    Method::usual("fisher", "how much the likelihood of data hangs on each parameter"),
 ];

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use luthier_core::Result;
 use luthier_data::Size;
-use luthier_params::Kind;
+use luthier_params::Kept;
 use luthier_probe::stats::{Bootstrap, Comparison};
 use luthier_train::{Outcome, log};
 
@@ -148,11 +148,9 @@ fn cuts(stage: &Stage) -> Vec<Cut> {
 }
 
 fn method(stage: &Stage) -> Method {
-    let trainable: u64 = stage.bound.vars.iter().map(|(_, v)| v.elem_count() as u64).sum();
-    let (form, r, alpha) = match &stage.bound.kind {
-        Kind::Lora(lora) => ("LoRA".to_string(), Some(lora.r as u64), Some(lora.alpha)),
-        Kind::Full(_) => ("all chosen weights".to_string(), None, None),
-    };
+    let trainable: u64 = stage.bound.count();
+    let forms: Vec<&str> = stage.bound.form.named().iter().map(|(key, _)| *key).collect();
+    let lora = stage.bound.form.lora.as_ref();
     let config = &stage.config;
     let mut settings = vec![
         fact("Epochs", config.epochs),
@@ -167,15 +165,15 @@ fn method(stage: &Stage) -> Method {
     }
     Method {
         recipe: short(&stage.recipe.about),
-        form,
+        form: forms.join(" + "),
         trainable: Some(trainable),
         share: Some(trainable as f64 / stage.opened.parameters as f64),
-        sites: Some(match &stage.bound.kind {
-            Kind::Lora(_) => stage.bound.policy.hooks.sites().count() as u64,
-            Kind::Full(_) => stage.bound.vars.len() as u64,
+        sites: Some(match stage.bound.form.kept() {
+            Kept::Model => stage.bound.params.len() as u64,
+            Kept::Peft | Kept::Own => stage.bound.policy.hooks.sites().count() as u64,
         }),
-        r,
-        alpha,
+        r: lora.map(|lora| lora.r as u64),
+        alpha: lora.map(|lora| lora.alpha),
         settings,
     }
 }

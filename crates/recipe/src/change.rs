@@ -1,8 +1,10 @@
 //! How far every weight moved: the difference of folded and plain weights, site by site.
 
-use luthier_core::{Policy, Result, SiteInfo};
+use std::sync::Arc;
+
+use luthier_core::{Hook, Result, SiteInfo};
 use luthier_kernels::tensor;
-use luthier_params::{Bound, Kind};
+use luthier_params::Bound;
 use luthier_probe::delta::{Change, Changed, DeltaReport, measure};
 
 use crate::{open::Opened, report::SiteChange};
@@ -10,38 +12,39 @@ use crate::{open::Opened, report::SiteChange};
 /// Measures every changed site. Low-rank changes are measured on their factors; the full product
 /// is never formed.
 pub fn changes(bound: &Bound, opened: &Opened) -> Result<DeltaReport> {
-    let changed: Vec<Changed> = match &bound.kind {
-        Kind::Lora(lora) => {
-            let targets = lora.targets(opened.model.sites())?;
-            targets
-                .iter()
-                .map(|t| low_rank(bound, opened, t.site, t.scale))
-                .collect::<Result<_>>()?
+    let mut changed = Vec::new();
+    for site in opened.model.sites().iter().filter(|s| s.module.is_some()) {
+        let weight = format!("{}.weight", site.module.as_deref().unwrap_or_default());
+        match bound.policy.hooks.get(site.id) {
+            [] if bound.var(&weight).is_some() => changed.push(learned_site(bound, opened, site)?),
+            [] => {}
+            hooks => changed.extend(hooked_site(bound, opened, site, hooks)?),
         }
-        Kind::Full(_) => {
-            let sites = opened.model.sites().iter().filter(|s| s.module.is_some());
-            let learned = sites.filter(|s| {
-                let module = s.module.as_deref().unwrap_or_default();
-                bound.vars.iter().any(|(name, _)| name == &format!("{module}.weight"))
-            });
-            learned.map(|site| learned_site(bound, opened, site)).collect::<Result<_>>()?
-        }
-    };
+    }
     measure(&changed)
 }
 
-fn low_rank(bound: &Bound, opened: &Opened, site: &SiteInfo, scale: f64) -> Result<Changed> {
-    let var = |part: &str| {
-        let name = format!("{}.{part}", site.name);
-        bound.vars.iter().find(|(n, _)| *n == name).map(|(_, v)| v.as_detached_tensor())
+/// What hooks do to a weight; `None` where they cannot be folded into one.
+fn hooked_site(
+    bound: &Bound,
+    opened: &Opened,
+    site: &SiteInfo,
+    hooks: &[Arc<dyn Hook>],
+) -> Result<Option<Changed>> {
+    let base = opened.model.affine(site.id)?.w_oi;
+    if let [hook] = hooks
+        && let Some(low) = hook.low_rank()
+    {
+        let (a_ri, b_or) = (low.a_ri.detach(), low.b_or.detach());
+        let change = Change::LowRank { a_ri, b_or, scale: f64::from(low.scale) };
+        return Ok(Some(Changed { name: site.name.clone(), base: Some(base), change }));
+    }
+    let (model, hooks) = (&bound.policy.model, &bound.policy.hooks);
+    let Some(now) = hooks.fold(model.sites(), site.id, model.affine(site.id)?)? else {
+        return Ok(None);
     };
-    let base = Some(opened.model.affine(site.id)?.w_oi);
-    let change = match (var("lora_A"), var("lora_B")) {
-        (Some(a_ri), Some(b_or)) => Change::LowRank { a_ri, b_or, scale },
-        // Embeddings and other parts: through the fold, which every foldable hook has.
-        _ => return dense(&bound.policy, opened, site),
-    };
-    Ok(Changed { name: site.name.clone(), base, change })
+    let change = Change::Dense((now.w_oi - &base)?);
+    Ok(Some(Changed { name: site.name.clone(), base: Some(base), change }))
 }
 
 /// Against the weight as its file has it: what is held may be rounded, and is learned in place.
@@ -50,14 +53,6 @@ fn learned_site(bound: &Bound, opened: &Opened, site: &SiteInfo) -> Result<Chang
     let name = format!("{}.weight", site.module.as_deref().unwrap_or(&site.name));
     let base = tensor::from_vec(opened.exact(&name)?, now.dims())?;
     let change = Change::Dense((now - &base)?);
-    Ok(Changed { name: site.name.clone(), base: Some(base), change })
-}
-
-fn dense(policy: &Policy, opened: &Opened, site: &SiteInfo) -> Result<Changed> {
-    let base = opened.model.affine(site.id)?.w_oi;
-    let now = policy.model.affine(site.id)?;
-    let now = policy.hooks.fold(policy.model.sites(), site.id, now.clone())?.unwrap_or(now);
-    let change = Change::Dense((now.w_oi - &base)?);
     Ok(Changed { name: site.name.clone(), base: Some(base), change })
 }
 

@@ -9,7 +9,7 @@ use luthier_model::{
     save::{Save, SaveDtype, save_hf},
 };
 use luthier_params::{
-    Bound, Kind,
+    Bound, Kept, own,
     peft::{self, Base},
 };
 
@@ -17,16 +17,17 @@ use crate::open::Opened;
 
 /// Writes the trained parts of `bound` into `dir`: the adapter, or the whole model.
 pub fn trained(bound: &Bound, opened: &Opened, dir: &Path) -> Result<Vec<PathBuf>> {
-    match &bound.kind {
-        Kind::Lora(lora) => {
-            let base = Base { name: opened.name.clone(), sha256: Some(opened.sha256.clone()) };
-            peft::save(dir, lora, &bound.vars, opened.model.sites(), &base)?;
+    let base = Base { name: opened.name.clone(), sha256: Some(opened.sha256.clone()) };
+    match bound.form.kept() {
+        Kept::Peft => {
+            peft::save(dir, bound, opened.model.sites(), &base)?;
             Ok([peft::CONFIG, peft::WEIGHTS, "README.md"].iter().map(|f| dir.join(f)).collect())
         }
-        Kind::Full(_) => {
+        Kept::Own => own::save(dir, bound, &base, &|name| opened.exact(name)),
+        Kept::Model => {
             // What did not learn comes from the file: a model may hold it rounded.
-            let load = |name: &str| match bound.vars.iter().find(|(var, _)| var == name) {
-                Some((_, var)) => Ok(var.flatten_all()?.to_vec1::<f32>()?),
+            let load = |name: &str| match bound.var(name) {
+                Some(var) => Ok(var.flatten_all()?.to_vec1::<f32>()?),
                 None => opened.exact(name),
             };
             write(&opened.config, opened, SaveDtype::F32, dir, load)

@@ -1,5 +1,6 @@
 //! Recipes: reading them, planning them, running their stages. The only crate that sees every seam.
 
+pub mod adapter;
 pub mod assemble;
 pub mod change;
 pub mod evaluate;
@@ -20,6 +21,6 @@ pub mod schema;
 pub mod text;
 pub mod training;
 
-pub use open::{Opened, open, open_for};
+pub use open::{Opened, open, open_base, open_for};
 pub use precision::Precision;
 pub use schema::Recipe;

@@ -1,14 +1,15 @@
 //! How much memory a training run will need, and whether activations can be kept in it.
 
-use luthier_core::Row;
+use luthier_core::{Param, Row};
 use luthier_data::Plan;
 use luthier_kernels::num::Precision;
-use luthier_params::{Bound, Kind};
+use luthier_params::{Bound, Kept};
 use luthier_train::{
     Activation, Train,
     estimate::{self, Block, Memory, Sizes},
     order::micro_batches,
 };
+use luthier_update::optimizer::Of;
 
 use crate::open::Opened;
 
@@ -16,8 +17,43 @@ use crate::open::Opened;
 /// for what else the system does.
 const COMFORTABLE: f64 = 0.6;
 
-fn trainable(bound: &Bound) -> u64 {
-    bound.vars.iter().map(|(_, v)| v.elem_count() as u64).sum()
+/// Bytes of weights that do not learn, as they are held: at their quantised size where they are
+/// quantised. Weights that learn take the place of frozen ones, unless a run goes on from others.
+fn frozen_bytes(config: &Train, opened: &Opened, bound: &Bound) -> u64 {
+    let learned = match bound.form.kept() {
+        Kept::Model if config.continue_from.is_none() => bound.count().min(opened.parameters),
+        _ => 0,
+    };
+    let share = (opened.parameters - learned) as f64 / opened.parameters.max(1) as f64;
+    (opened.bytes as f64 * share) as u64
+}
+
+/// Bytes of what learns: the variables, the sums of their gradients, the optimizer's buffers.
+fn learned_bytes(config: &Train, bound: &Bound) -> u64 {
+    let state = config.update.check().map_or(Vec::new(), |plan| plan.state);
+    let bytes = |p: &Param| {
+        let (all, n) = (p.var.elem_count(), p.count());
+        // Chosen entries learn as one row.
+        let dims = if p.mask.is_some() { vec![n] } else { p.var.dims().to_vec() };
+        let buffers = state.iter().map(|(_, of)| buffer_bytes(*of, &dims, n)).sum::<usize>();
+        (4 * (all + n) + buffers) as u64
+    };
+    bound.params.iter().map(bytes).sum()
+}
+
+/// Bytes of an optimizer's buffer of a variable of which `n` numbers learn.
+fn buffer_bytes(of: Of, dims: &[usize], n: usize) -> usize {
+    let columns = dims.last().copied().unwrap_or(1).max(1);
+    match of {
+        Of::Codes(least) if n >= least => n,
+        Of::Elements | Of::Parameters | Of::Codes(_) => 4 * n,
+        Of::Blocks(size) => 4 * n.div_ceil(size),
+        Of::Rows if dims.len() < 2 => 4 * n,
+        Of::Rows => 4 * n / columns,
+        Of::Columns if dims.len() < 2 => 0,
+        Of::Columns => 4 * columns,
+        Of::One => 4,
+    }
 }
 
 /// Decides whether activations are kept, and estimates the peak.
@@ -38,24 +74,21 @@ pub fn plan(
         }
     }
     let (live_tokens, live_trained) = largest;
-    let trainable = trainable(bound);
+    let (weights, learned) = (frozen_bytes(config, opened, bound), learned_bytes(config, bound));
     let sizes = |keep| Sizes {
-        // Weights that learn take the place of frozen ones, unless a run goes on from others.
-        frozen: match bound.kind {
-            Kind::Full(_) if config.continue_from.is_none() => {
-                opened.parameters.saturating_sub(trainable)
-            }
-            _ => opened.parameters,
-        },
-        trainable,
+        frozen: opened.parameters,
+        trainable: bound.count(),
         live_tokens,
         live_trained,
-        buffers: config.update.check().map_or(2, |plan| plan.state.len() as u64),
+        buffers: 0,
         halves: opened.precision == Precision::Bf16,
         block: block(opened, bound),
         keep,
     };
-    let of = |keep| estimate::memory(opened.model.as_ref(), sizes(keep));
+    let of = |keep| {
+        let memory = estimate::memory(opened.model.as_ref(), sizes(keep));
+        Memory { weights, learned, ..memory }
+    };
     let keep = match config.activation {
         Activation::Keep => true,
         Activation::Recompute => false,

@@ -23,6 +23,10 @@ pub struct MethodRow {
 pub const RECIPES: &[(&str, &str)] = &[
     ("recipes/lora/sft.toml", include_str!("../../../recipes/lora/sft.toml")),
     ("recipes/full/sft.toml", include_str!("../../../recipes/full/sft.toml")),
+    ("recipes/full/half.toml", include_str!("../../../recipes/full/half.toml")),
+    ("recipes/full/freeze.toml", include_str!("../../../recipes/full/freeze.toml")),
+    ("recipes/full/llrd.toml", include_str!("../../../recipes/full/llrd.toml")),
+    ("recipes/full/reinit.toml", include_str!("../../../recipes/full/reinit.toml")),
     (
         "recipes/quickstart/quickstart.toml",
         include_str!("../../../recipes/quickstart/quickstart.toml"),
@@ -103,10 +107,13 @@ mod tests {
     }
 
     #[test]
-    fn every_bundled_recipe_is_a_recipe_and_serves_as_an_example() {
+    fn every_bundled_recipe_is_a_recipe_and_names_a_method() {
         for (path, text) in RECIPES {
-            crate::Recipe::parse(text, path).unwrap_or_else(|e| panic!("{e}"));
-            assert!(all().iter().any(|m| m.recipe == Some(path)), "{path} names no method");
+            let recipe = crate::Recipe::parse(text, path).unwrap_or_else(|e| panic!("{e}"));
+            recipe.train.iter().for_each(|t| t.check().unwrap_or_else(|e| panic!("{path}: {e}")));
+            let table: Table = text.parse().unwrap();
+            let named = all().iter().any(|m| uses(&table, m.seam, m.name));
+            assert!(named, "{path} names no method");
         }
     }
 

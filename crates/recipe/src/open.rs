@@ -5,12 +5,18 @@ use std::{
     sync::Arc,
 };
 
-use luthier_core::{Model, Policy, Result};
+use luthier_core::{Error, Model, Policy, Result};
 use luthier_kernels::{few::FEW, num};
-use luthier_model::{Decoder, Holding, ModelConfig, Source, Tokenizer, decoder::parameters, pull};
-use luthier_params::{Bound, peft};
+use luthier_model::{
+    Decoder, Holding, ModelConfig, Quantize as To, Source, Tokenizer, decoder::parameters, pull,
+};
+use luthier_params::Bound;
 
-use crate::precision::Precision;
+use crate::{
+    precision::{self, Precision, Quantize},
+    schema::{Models, Recipe},
+    training::RECIPE,
+};
 
 /// A model ready to run.
 pub struct Opened {
@@ -30,6 +36,12 @@ pub struct Opened {
     pub sha256: String,
     /// Number of weights.
     pub parameters: u64,
+    /// Bytes of the weights as they are held.
+    pub bytes: u64,
+    /// How they are held. Weights that were quantised as they were loaded are not those of the file
+    /// even in f32; the hash is the file's all the same, for what is trained beside them belongs to
+    /// the file, whoever quantises it.
+    pub holding: Holding,
     /// The file or folder, for the weights as they are written there.
     source: Source,
 }
@@ -45,12 +57,34 @@ pub fn open(name: &str, precision: Precision) -> Result<Opened> {
 pub fn open_for(name: &str, precision: Precision, rows: usize) -> Result<Opened> {
     let precision = precision.resolve();
     let stored = rows <= FEW && precision != num::Precision::F32;
-    open_held(name, Holding { precision, stored })
+    open_held(name, Holding { stored, ..precision.into() })
+}
+
+/// The model that is trained, held as `models` says; `frozen`: none of its weights learns.
+pub fn open_base(models: &Models, frozen: bool) -> Result<Opened> {
+    let Models { policy, precision, quantize, double_quant } = models;
+    let holding = quantize.holding(precision.resolve(), *double_quant, frozen)?;
+    let (path, source) = opened_source(policy)?;
+    if *quantize == Quantize::Stored && !is_quantized(&source)? {
+        let what = "`stored` asks for weights as their file has them, and it has them unquantised";
+        return Err(Error::input("models.quantize", what)
+            .hint("nf4 quantises a model as it is loaded; a GGUF file may be quantised itself"));
+    }
+    load(policy, path, source, holding)
 }
 
 fn open_held(name: &str, holding: Holding) -> Result<Opened> {
+    let (path, source) = opened_source(name)?;
+    load(name, path, source, holding)
+}
+
+fn opened_source(name: &str) -> Result<(PathBuf, Source)> {
     let path = find(name)?;
     let source = Source::open(&path)?;
+    Ok((path, source))
+}
+
+fn load(name: &str, path: PathBuf, source: Source, holding: Holding) -> Result<Opened> {
     let tokenizer = Arc::new(Tokenizer::open(&path)?);
     let decoder = Decoder::load(&source, holding, |_, _| ())?;
     let config = source.config().clone();
@@ -58,6 +92,8 @@ fn open_held(name: &str, holding: Holding) -> Result<Opened> {
         name: name.to_string(),
         path,
         parameters: parameters(decoder.sites(), config.tied),
+        bytes: decoder.held_bytes(),
+        holding: Holding { stored: holding.stored && is_quantized(&source)?, ..holding },
         sha256: source.sha256()?.to_string(),
         model: Arc::new(decoder),
         precision: holding.precision,
@@ -65,6 +101,16 @@ fn open_held(name: &str, holding: Holding) -> Result<Opened> {
         tokenizer,
         source,
     })
+}
+
+/// Whether a file has quantised weights.
+fn is_quantized(source: &Source) -> Result<bool> {
+    for name in source.tensor_names() {
+        if !matches!(source.dtype_name(name)?, "F32" | "F16" | "BF16") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The path of a model, fetched into the cache if it is not local.
@@ -75,9 +121,11 @@ pub fn find(name: &str) -> Result<PathBuf> {
 }
 
 impl Opened {
-    /// The model with a PEFT adapter bound, after checking that it was made for this base.
+    /// The model with an adapter bound, after checking that it was made for this base.
     pub fn with_adapter(&self, dir: &Path) -> Result<Bound> {
-        peft::load(dir, &self.model, Some(&self.sha256))
+        self.compare_quantization(dir);
+        let exact = |name: &str| self.exact_if(name);
+        luthier_params::load(dir, &self.model, Some(&self.sha256), Some(&exact))
     }
 
     /// The plain model, or with the adapter in `dir`.
@@ -88,8 +136,38 @@ impl Opened {
         })
     }
 
+    /// How the weights are held, in words.
+    pub fn held(&self) -> &'static str {
+        match self.holding {
+            Holding { quantize: Some(To::Nf4 { double_quant: true }), .. } => "nf4, double",
+            Holding { quantize: Some(To::Nf4 { double_quant: false }), .. } => "nf4",
+            Holding { stored: true, .. } => "as their file has them",
+            Holding { precision, .. } => precision::name(precision),
+        }
+    }
+
+    /// Says so where the adapter in `dir` was trained beside weights quantised otherwise than these:
+    /// the hash, which is the file's, does not tell.
+    fn compare_quantization(&self, dir: &Path) {
+        let Ok(text) = std::fs::read_to_string(dir.join(RECIPE)) else { return };
+        // An adapter of another program may have a file of this name.
+        let Ok(recipe) = Recipe::parse(&text, RECIPE) else { return };
+        let Models { quantize, double_quant, .. } = recipe.models;
+        let theirs = (quantize == Quantize::Nf4).then_some(To::Nf4 { double_quant });
+        if theirs != self.holding.quantize {
+            let of = |to: Option<To>| to.map_or("the file's own weights", |_| "weights in nf4");
+            let (then, now) = (of(theirs), of(self.holding.quantize));
+            tracing::warn!("{}: was trained beside {then}, is used beside {now}", dir.display());
+        }
+    }
+
     /// A weight by its Hugging Face name as the file has it, whatever the model's precision.
     pub fn exact(&self, name: &str) -> Result<Vec<f32>> {
         self.source.load_f32(name)
+    }
+
+    /// The same, if the file has a weight of that name.
+    pub fn exact_if(&self, name: &str) -> Result<Option<Vec<f32>>> {
+        self.source.has(name).then(|| self.exact(name)).transpose()
     }
 }

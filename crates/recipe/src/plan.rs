@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use luthier_core::Result;
-use luthier_train::{estimate::Memory, run, step::Step};
+use luthier_train::{estimate::Memory, order, run, step::Step};
 use serde::Serialize;
 
 use crate::{export, precision, prepare::Counts, training::Stage};
@@ -70,9 +70,8 @@ pub struct Group {
 /// Plans a stage; runs one forward and backward pass (no update) to time it.
 pub fn plan(stage: &Stage) -> Result<Plan> {
     let mut params: Vec<Group> = Vec::new();
-    for (name, var) in &stage.bound.vars {
-        let like = like(name);
-        let count = var.elem_count() as u64;
+    for param in &stage.bound.params {
+        let (like, count) = (like(&param.name), param.count() as u64);
         match params.iter_mut().find(|g| g.name == like) {
             Some(group) => {
                 group.variables += 1;
@@ -81,8 +80,12 @@ pub fn plan(stage: &Stage) -> Result<Plan> {
             None => params.push(Group { name: like, variables: 1, count }),
         }
     }
-    let (steps, tokens) =
-        run::extent(&stage.config, &|epoch| stage.plan.epoch(epoch), &stage.train.rows);
+    let (mut steps, mut tokens) = (0, 0);
+    for round in 0..stage.rounds() {
+        let order = |epoch| stage.order(round, epoch);
+        let (more, read) = order::extent(&stage.config, &order, &stage.train.rows);
+        (steps, tokens) = (steps + more, tokens + read);
+    }
     let tokens_per_second = probe(stage)?;
     Ok(Plan {
         recipe: stage.recipe.clone(),
@@ -119,7 +122,7 @@ fn like(name: &str) -> String {
 fn probe(stage: &Stage) -> Result<f64> {
     let step = Step {
         policy: &stage.bound.policy,
-        vars: &stage.bound.vars,
+        params: &stage.bound.params,
         objective: stage.config.loss.objective()?,
         keep: stage.keep,
     };

@@ -1,9 +1,11 @@
-//! `models.precision`: the arithmetic of matrix products, for training, evaluation and generation.
+//! `models.precision` and `models.quantize`: the arithmetic of matrix products, for training,
+//! evaluation and generation, and at what size a base is held that others learn beside.
 
 use std::str::FromStr;
 
 use luthier_core::{Error, Result, nearest::suggest};
 use luthier_kernels::{num, simd};
+use luthier_model::{Holding, load};
 use serde::{Deserialize, Serialize};
 
 /// What is asked for.
@@ -42,6 +44,44 @@ impl From<num::Precision> for Precision {
     }
 }
 
+/// How the weights of a base are held while something is trained on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Quantize {
+    /// As `stored` where the file is quantised and none of its weights learn, else as `none`.
+    #[default]
+    Auto,
+    /// As numbers of the arithmetic.
+    None,
+    /// As the file has them, and expanded block by block where they are multiplied.
+    Stored,
+    /// Linear weights in the blocks as 4-bit normal numbers (QLoRA), quantised as they are loaded.
+    Nf4,
+}
+
+impl Quantize {
+    /// How weights are held for products of `precision`, where `frozen` says that none of them
+    /// learns.
+    pub fn holding(
+        self,
+        precision: num::Precision,
+        double_quant: bool,
+        frozen: bool,
+    ) -> Result<Holding> {
+        let quantize = match self {
+            Quantize::Nf4 if frozen => Some(load::Quantize::Nf4 { double_quant }),
+            Quantize::Nf4 => {
+                let what = "nf4 is for a base that rests, and train.params makes its weights learn";
+                return Err(Error::input("models.quantize", what)
+                    .hint("learn an adapter (train.params.lora), or leave models.quantize out"));
+            }
+            _ => None,
+        };
+        let stored = self == Quantize::Stored || self == Quantize::Auto && frozen;
+        Ok(Holding { precision, stored, quantize })
+    }
+}
+
 impl FromStr for Precision {
     type Err = Error;
 
@@ -66,6 +106,19 @@ pub fn name(precision: num::Precision) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_base_is_quantised_where_none_of_its_weights_learns() {
+        let of = |quantize: Quantize, frozen| quantize.holding(num::Precision::F32, true, frozen);
+        let stored = |quantize, frozen| of(quantize, frozen).unwrap().stored;
+        assert!(stored(Quantize::Auto, true) && !stored(Quantize::Auto, false));
+        assert!(stored(Quantize::Stored, true) && stored(Quantize::Stored, false));
+        assert!(!stored(Quantize::None, true) && !stored(Quantize::Nf4, true));
+        let nf4 = of(Quantize::Nf4, true).unwrap().quantize;
+        assert_eq!(nf4, Some(load::Quantize::Nf4 { double_quant: true }));
+        let error = of(Quantize::Nf4, false).unwrap_err().to_string();
+        assert!(error.contains("models.quantize") && error.contains("lora"), "{error}");
+    }
 
     #[test]
     fn names_are_those_of_recipes() {

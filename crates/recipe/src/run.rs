@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use luthier_core::{Error, Policy, Result, Table, io};
 use luthier_kernels::num::Precision;
-use luthier_params::Bound;
+use luthier_params::{Bound, Kept};
 use luthier_probe::{
     metric::{Kind as Metric, NllReport},
     stats::Comparison,
@@ -218,14 +218,14 @@ pub fn run(recipe: Recipe, out: &Path, how: &Circumstances, say: Say) -> Result<
 
 /// Puts a finished run's weights back into the variables.
 fn restore(bound: &Bound, opened: &Opened, out: &Path) -> Result<()> {
-    match bound.kind {
-        luthier_params::Kind::Lora(_) => {
-            let saved = opened.with_adapter(out)?;
-            checkpoint::restore(&bound.vars, &checkpoint::snapshot(&saved.vars), out)
-        }
-        luthier_params::Kind::Full(_) => {
+    match bound.form.kept() {
+        Kept::Model => {
             let weights = out.join("model.safetensors");
-            checkpoint::restore(&bound.vars, &luthier_core::StateDict::load(&weights)?, &weights)
+            checkpoint::restore(&bound.params, &luthier_core::StateDict::load(&weights)?, &weights)
+        }
+        _ => {
+            let saved = opened.with_adapter(out)?;
+            checkpoint::restore(&bound.params, &checkpoint::snapshot(&saved.params), out)
         }
     }
 }

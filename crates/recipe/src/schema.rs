@@ -12,7 +12,10 @@ use luthier_train::Train;
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
-use crate::{overrides, precision::Precision};
+use crate::{
+    overrides,
+    precision::{Precision, Quantize},
+};
 
 /// A whole recipe.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -33,13 +36,28 @@ pub struct Recipe {
 }
 
 /// Models by role.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Models {
     /// The model that is trained: a built-in name, a hub id, a folder or a GGUF file.
     pub policy: String,
     /// The arithmetic of matrix products.
     pub precision: Precision,
+    /// How its weights are held where they do not learn.
+    pub quantize: Quantize,
+    /// Whether the scales of `nf4` are quantised too.
+    pub double_quant: bool,
+}
+
+impl Default for Models {
+    fn default() -> Self {
+        Models {
+            policy: String::new(),
+            precision: Precision::default(),
+            quantize: Quantize::default(),
+            double_quant: true,
+        }
+    }
 }
 
 /// One path or several.

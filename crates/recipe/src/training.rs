@@ -8,14 +8,15 @@ use std::{
 use luthier_core::{Error, Result, Row, Seed, StateDict, io};
 use luthier_data::{Order, Plan, Size};
 use luthier_decode::{Generate, generate};
-use luthier_kernels::{num::Precision, tensor};
+use luthier_kernels::num::Precision;
 use luthier_model::render::generation_prompt;
-use luthier_params::{Bound, Kind};
+use luthier_params::{Bound, Kept, Scope};
 use luthier_train::{
     Job, Outcome, Stopped, Train, checkpoint,
     estimate::Memory,
     log::{self, Sample},
 };
+use luthier_update::Start;
 
 use crate::{
     export,
@@ -60,6 +61,8 @@ pub struct Stage {
     pub keep: bool,
     /// Estimated peak memory.
     pub memory: Memory,
+    /// How much the base depends on each weight, for a penalty.
+    fisher: Option<StateDict>,
 }
 
 /// What a finished training stage leaves.
@@ -95,11 +98,8 @@ impl Stage {
         for row in train.rows.iter().chain(eval.iter().flat_map(|e| &e.rows)) {
             luthier_core::Batch::from_rows([row]).check_vocab(opened.model.vocab())?;
         }
-        let bound = config.params.bind(&opened.model, seed.split("params"))?;
-        let full = matches!(bound.kind, Kind::Full(_));
-        if full {
-            begin_exactly(&bound, &opened)?;
-        }
+        let bound = bind(&config, &opened, seed)?;
+        let full = bound.form.kept() == Kept::Model;
         match &config.continue_from {
             Some(from) => continue_from(&bound, &opened, Path::new(from))?,
             // The frozen twins of what learns are not needed any more.
@@ -121,7 +121,32 @@ impl Stage {
             },
         };
         let (keep, memory) = memory::plan(&config, &opened, &bound, &train.rows, &plan);
-        Ok(Stage { recipe, config, opened, train, eval, bound, plan, keep, memory })
+        let fisher = match config.update.ewc.as_ref().and_then(|ewc| ewc.fisher.as_ref()) {
+            Some(file) => Some(StateDict::load(file)?),
+            None => None,
+        };
+        Ok(Stage { recipe, config, opened, train, eval, bound, plan, keep, memory, fisher })
+    }
+
+    /// How often the schedule is run.
+    pub fn rounds(&self) -> usize {
+        self.bound.form.rounds()
+    }
+
+    /// The steps of an epoch of a round: no two have the same order.
+    pub fn order(&self, round: usize, epoch: usize) -> Vec<Vec<usize>> {
+        self.plan.epoch(round * self.config.epochs.ceil() as usize + epoch)
+    }
+
+    /// What the update needs to know besides the variables.
+    pub fn start(&self) -> Start<'_> {
+        Start {
+            total_steps: 0,
+            seed: Seed(self.config.seed),
+            model_params: self.opened.parameters,
+            n_layers: self.opened.model.n_layers(),
+            fisher: self.fisher.as_ref(),
+        }
     }
 
     /// Identifies recipe, data and model, whatever they are called.
@@ -144,19 +169,20 @@ impl Stage {
         io::write_bytes(&out.join(RECIPE), recipe.as_bytes())?;
         let export = |dir: &Path| -> Result<()> {
             // A full model's weights are in the checkpoint already, under their own names.
-            match &self.bound.kind {
-                Kind::Lora(_) => export::trained(&self.bound, &self.opened, dir).map(|_| ()),
-                Kind::Full(_) => Ok(()),
+            match self.bound.form.kept() {
+                Kept::Model => Ok(()),
+                _ => export::trained(&self.bound, &self.opened, dir).map(|_| ()),
             }
         };
         let rows = |p: &Option<Prepared>| p.as_ref().map_or(Vec::new(), |p| p.rows.clone());
         let outcome = luthier_train::run(&Job {
-            policy: &self.bound.policy,
-            vars: &self.bound.vars,
+            bound: &self.bound,
             config: &self.config,
             train: &self.train.rows,
             eval: &rows(&self.eval),
-            order: &|epoch| self.plan.epoch(epoch),
+            rounds: self.rounds(),
+            order: &|round, epoch| self.order(round, epoch),
+            start: &self.start(),
             describe: &|example| self.train.origin(example),
             export: &export,
             sample: &|step| self.samples(step),
@@ -263,23 +289,23 @@ pub fn check_out(out: &Path, resume: bool) -> Result<()> {
     }
 }
 
-/// Weights that learn begin as the file has them, not as a model in bf16 holds them.
-fn begin_exactly(bound: &Bound, opened: &Opened) -> Result<()> {
-    if opened.precision == Precision::F32 {
-        return Ok(());
+/// Makes the model learnable. Weights that learn begin as the file has them, not as a model in bf16
+/// holds them.
+fn bind(config: &Train, opened: &Opened, seed: Seed) -> Result<Bound> {
+    let exact = |name: &str| opened.exact_if(name);
+    let mut scope = Scope::new(seed.split("params").split("params"));
+    if opened.precision != Precision::F32 {
+        scope = scope.with_exact(&exact);
     }
-    for (name, var) in &bound.vars {
-        var.set(&tensor::from_vec(opened.exact(name)?, var.dims())?)?;
-    }
-    Ok(())
+    config.params.bind_in(&opened.model, scope)
 }
 
 /// Takes the weights, and only the weights, of an adapter or a checkpoint.
 fn continue_from(bound: &Bound, opened: &Opened, from: &Path) -> Result<()> {
     let trained = from.join("trained.safetensors");
     if trained.is_file() {
-        return checkpoint::restore(&bound.vars, &StateDict::load(&trained)?, &trained);
+        return checkpoint::restore(&bound.params, &StateDict::load(&trained)?, &trained);
     }
     let saved = opened.with_adapter(from)?;
-    checkpoint::restore(&bound.vars, &checkpoint::snapshot(&saved.vars), from)
+    checkpoint::restore(&bound.params, &checkpoint::snapshot(&saved.params), from)
 }

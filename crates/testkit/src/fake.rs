@@ -277,4 +277,11 @@ impl Model for Fake {
             Fake { weights, sites: self.sites.clone(), blocks: self.blocks.clone(), ..*self };
         Ok((Arc::new(fake), vars))
     }
+
+    fn resting(&self, learns: &dyn Fn(&Tensor) -> bool) -> Result<Arc<dyn Model>> {
+        let rest = |w: &Tensor| if learns(w) { w.clone() } else { w.detach() };
+        let weights = self.weights.iter().map(|(name, w)| (name.clone(), rest(w))).collect();
+        let (sites, blocks) = (self.sites.clone(), self.blocks.clone());
+        Ok(Arc::new(Fake { weights, sites, blocks, ..*self }))
+    }
 }

@@ -7,7 +7,7 @@
 //! bit of the result. Blocks below the lowest learned parameter get no backward at all.
 
 use candle_core::{Tensor, Var, backprop::GradStore};
-use luthier_core::{Batch, Ctx, Gradient, Head, Logits, Model, Result, Seed, Tape};
+use luthier_core::{Batch, Ctx, Gradient, Head, Logits, Model, Param, Result, Seed, Tape};
 use luthier_loss::Log;
 use serde::{Deserialize, Serialize};
 
@@ -149,7 +149,7 @@ impl Step<'_> {
             return Ok(share);
         }
         let store = (terms.sum * scale)?.backward()?;
-        collect(self.vars, &store, sums)?;
+        collect(self.params, &store, sums)?;
         let mut dy_nd = store.get(&leaf.0).cloned();
         for Taped { logp_m, index_m, tape } in taped {
             let Some(dlogp_m) = store.get(logp_m.as_tensor()) else { continue };
@@ -179,7 +179,7 @@ impl Step<'_> {
                 Kept::Tape(tape) => tape.backward(&dy_nd, needs_gradient, &mut found)?,
                 Kept::Graph(leaf, y_nd) => {
                     let store = (y_nd * &dy_nd)?.sum_all()?.backward()?;
-                    collect(self.vars, &store, sums)?;
+                    collect(self.params, &store, sums)?;
                     store.get(&leaf.0).cloned()
                 }
                 Kept::Input(_) => None,
@@ -193,15 +193,15 @@ impl Step<'_> {
             let mut found = |var: &Tensor, new| sums.found(var, new);
             if !model.embed_backward(&batch.ids_n, &dy_nd, &mut ctx, &mut found)? {
                 let store = (embedded * &dy_nd)?.sum_all()?.backward()?;
-                collect(self.vars, &store, sums)?;
+                collect(self.params, &store, sums)?;
             }
         }
         Ok(share)
     }
 }
 
-fn collect(vars: &[(String, Var)], store: &GradStore, sums: &mut Sums) -> Result<()> {
-    for (_, var) in vars {
+fn collect(params: &[Param], store: &GradStore, sums: &mut Sums) -> Result<()> {
+    for Param { var, .. } in params {
         if let Some(new) = store.get(var.as_tensor()) {
             sums.found(var, Gradient::Dense(new.clone()))?;
         }

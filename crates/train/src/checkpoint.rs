@@ -5,10 +5,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use candle_core::Var;
-use luthier_core::{Error, Result, StateDict, io};
+use luthier_core::{Error, Param, Result, StateDict, io};
+use luthier_params::Bound;
 use luthier_update::Stepper;
 use serde::{Deserialize, Serialize};
+
+use crate::course::Course;
 
 /// Where a run stands. The data cursor is the step number: order and packing follow from the seed.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -29,16 +31,17 @@ pub struct Progress {
 
 const TRAINED: &str = "trained.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
+const COURSE: &str = "course.safetensors";
 const STATE: &str = "luthier_state.json";
 
 /// The variables' values by name.
-pub fn snapshot(vars: &[(String, Var)]) -> StateDict {
-    vars.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect()
+pub fn snapshot(params: &[Param]) -> StateDict {
+    params.iter().map(|p| (p.name.clone(), p.var.as_detached_tensor())).collect()
 }
 
 /// Puts saved values back; every variable must be there with its shape.
-pub fn restore(vars: &[(String, Var)], saved: &StateDict, at: &Path) -> Result<()> {
-    for (name, var) in vars {
+pub fn restore(params: &[Param], saved: &StateDict, at: &Path) -> Result<()> {
+    for Param { name, var, .. } in params {
         let at = || at.display().to_string();
         let Some(value) = saved.get(name) else {
             return Err(Error::input(at(), format!("`{name}` is missing")));
@@ -57,8 +60,9 @@ pub fn restore(vars: &[(String, Var)], saved: &StateDict, at: &Path) -> Result<(
 pub fn save(
     out: &Path,
     progress: &Progress,
-    vars: &[(String, Var)],
-    stepper: &Stepper,
+    bound: &Bound,
+    course: &Course,
+    stepper: &mut Stepper,
     extra: &dyn Fn(&Path) -> Result<()>,
 ) -> Result<PathBuf> {
     let target = out.join(format!("checkpoint-{}", progress.step));
@@ -67,10 +71,17 @@ pub fn save(
         fs::remove_dir_all(&part).map_err(|e| Error::io(&part, e))?;
     }
     fs::create_dir_all(&part).map_err(|e| Error::io(&part, e))?;
-    let fill = || -> Result<()> {
-        snapshot(vars).save(&part.join(TRAINED), &[])?;
-        stepper.state()?.save(&part.join(OPTIMIZER), &[])?;
+    let mut fill = || -> Result<()> {
+        // What others read holds the weights to use. Exchanging them may round, so what is trained
+        // on is written after.
+        stepper.exchange()?;
         extra(&part)?;
+        stepper.exchange()?;
+        snapshot(&bound.params).save(&part.join(TRAINED), &[])?;
+        stepper.state()?.save(&part.join(OPTIMIZER), &[])?;
+        if let Some(chosen) = course.state()? {
+            chosen.save(&part.join(COURSE), &[])?;
+        }
         // Last: its presence says that the folder is complete.
         io::write_json(&part.join(STATE), progress)
     };
@@ -106,12 +117,12 @@ pub fn list(out: &Path) -> Result<Vec<(u64, PathBuf)>> {
     Ok(found)
 }
 
-/// Loads weights, optimizer and position from one checkpoint.
+/// Loads weights, what learns of them, and position from one checkpoint.
 pub fn load(
     dir: &Path,
     fingerprint: &str,
-    vars: &[(String, Var)],
-    stepper: &mut Stepper,
+    bound: &Bound,
+    course: &mut Course,
 ) -> Result<Progress> {
     let progress: Progress = io::read_json(&dir.join(STATE))?;
     if progress.fingerprint != fingerprint {
@@ -122,9 +133,17 @@ pub fn load(
         .hint("resume with the same settings, or start anew from its weights with train.continue_from"));
     }
     let trained = dir.join(TRAINED);
-    restore(vars, &StateDict::load(&trained)?, &trained)?;
-    stepper.load(StateDict::load(&dir.join(OPTIMIZER))?)?;
+    restore(&bound.params, &StateDict::load(&trained)?, &trained)?;
+    let chosen = dir.join(COURSE);
+    if chosen.is_file() {
+        course.load(&StateDict::load(&chosen)?)?;
+    }
     Ok(progress)
+}
+
+/// Loads the optimizer of one checkpoint.
+pub fn load_stepper(dir: &Path, stepper: &mut Stepper) -> Result<()> {
+    stepper.load(StateDict::load(&dir.join(OPTIMIZER))?)
 }
 
 /// Deletes the oldest checkpoints beyond `limit`, never that of step `spare`.

@@ -6,6 +6,7 @@
 pub mod backward;
 pub mod checkpoint;
 pub mod config;
+pub mod course;
 pub mod estimate;
 pub mod evaluate;
 pub mod log;

@@ -1,6 +1,41 @@
-//! From the rows of a step to forward passes of bounded size.
+//! How far a run goes, and the forward passes of a step.
 
 use luthier_core::{Row, batch::pack};
+
+use crate::config::Train;
+
+/// Steps and tokens of one round: all epochs, cut at the requested length.
+pub fn extent(
+    config: &Train,
+    order: &dyn Fn(usize) -> Vec<Vec<usize>>,
+    rows: &[Row],
+) -> (u64, u64) {
+    let (mut steps, mut tokens, mut left, mut epoch) = (0, 0, config.epochs, 0);
+    let most = config.max_steps.unwrap_or(u64::MAX);
+    while left > 0.0 && steps < most {
+        let all = order(epoch);
+        let share = (all.len() as f64 * left.min(1.0)).ceil() as u64;
+        let taken = share.min(most - steps);
+        steps += taken;
+        let read = |step: &Vec<usize>| step.iter().map(|i| rows[*i].len() as u64).sum::<u64>();
+        tokens += all.iter().take(taken as usize).map(read).sum::<u64>();
+        left -= 1.0;
+        epoch += 1;
+    }
+    (steps, tokens)
+}
+
+/// Round and steps made in it after `step` steps of rounds of these lengths.
+pub fn place(lengths: &[u64], step: u64) -> (usize, u64) {
+    let mut left = step;
+    for (round, steps) in lengths.iter().enumerate() {
+        if left < *steps {
+            return (round, left);
+        }
+        left -= steps;
+    }
+    (lengths.len(), left)
+}
 
 /// Splits a step's rows, in order, into runs of at most `micro_tokens` tokens; a longer row stands
 /// alone.
@@ -11,6 +46,12 @@ pub fn micro_batches(step: &[usize], rows: &[Row], micro_tokens: usize) -> Vec<V
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_step_belongs_to_a_round() {
+        let at = |step| place(&[3, 2], step);
+        assert_eq!([at(0), at(2), at(3), at(4), at(5)], [(0, 0), (0, 2), (1, 0), (1, 1), (2, 0)]);
+    }
 
     #[test]
     fn every_row_once_and_no_run_too_long() {

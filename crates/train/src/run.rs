@@ -7,20 +7,21 @@ use std::{
     time::Instant,
 };
 
-use candle_core::Var;
-use luthier_core::{Batch, Error, Policy, Result, Row, Seed, StateDict};
+use luthier_core::{Batch, Error, Result, Row, Seed, StateDict};
 use luthier_loss::Objective;
-use luthier_update::Stepper;
+use luthier_params::Bound;
+use luthier_update::{Start, Stepper};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::{
     checkpoint::{self, Progress},
     config::Train,
+    course::{Course, Place},
     evaluate::evaluate,
     log::{self, Line, Log},
-    order::micro_batches,
-    step::{Step, StepReport},
+    order::{extent, micro_batches, place},
+    step::{Data, Step, StepReport},
     sum::Gradients,
 };
 
@@ -28,18 +29,20 @@ const BEST: &str = "best.safetensors";
 
 /// Everything a training run works on.
 pub struct Job<'a> {
-    /// Model and hooks.
-    pub policy: &'a Policy,
-    /// What learns.
-    pub vars: &'a [(String, Var)],
+    /// Model, hooks and what may learn.
+    pub bound: &'a Bound,
     /// The stage's settings.
     pub config: &'a Train,
     /// Rows to train on.
     pub train: &'a [Row],
     /// Rows to evaluate on; may be empty.
     pub eval: &'a [Row],
-    /// The steps of an epoch as indices into `train`.
-    pub order: &'a dyn Fn(usize) -> Vec<Vec<usize>>,
+    /// How often the schedule is run, each time with a new optimizer.
+    pub rounds: usize,
+    /// The steps of an epoch of a round as indices into `train`.
+    pub order: &'a dyn Fn(usize, usize) -> Vec<Vec<usize>>,
+    /// What the update needs to know of model and data.
+    pub start: &'a Start<'a>,
     /// Names an example for errors.
     pub describe: &'a dyn Fn(usize) -> String,
     /// Adds files to a checkpoint folder so that it can be used as a model or adapter.
@@ -95,27 +98,6 @@ pub enum Stopped {
     EarlyStopping,
 }
 
-/// Steps and tokens of the whole run: all epochs, cut at the requested length.
-pub fn extent(
-    config: &Train,
-    order: &dyn Fn(usize) -> Vec<Vec<usize>>,
-    rows: &[Row],
-) -> (u64, u64) {
-    let (mut steps, mut tokens, mut left, mut epoch) = (0, 0, config.epochs, 0);
-    let most = config.max_steps.unwrap_or(u64::MAX);
-    while left > 0.0 && steps < most {
-        let all = order(epoch);
-        let share = (all.len() as f64 * left.min(1.0)).ceil() as u64;
-        let taken = share.min(most - steps);
-        steps += taken;
-        let read = |step: &Vec<usize>| step.iter().map(|i| rows[*i].len() as u64).sum::<u64>();
-        tokens += all.iter().take(taken as usize).map(read).sum::<u64>();
-        left -= 1.0;
-        epoch += 1;
-    }
-    (steps, tokens)
-}
-
 /// The forward passes of a step.
 pub fn passes(step: &[usize], rows: &[Row], micro_tokens: usize) -> Vec<Batch> {
     let batch = |pass: &Vec<usize>| Batch::from_rows(pass.iter().map(|i| &rows[*i]));
@@ -125,10 +107,13 @@ pub fn passes(step: &[usize], rows: &[Row], micro_tokens: usize) -> Vec<Batch> {
 struct Run<'a> {
     job: &'a Job<'a>,
     objective: &'a dyn Objective,
+    course: Course<'a>,
     stepper: Stepper,
     /// Of the step before.
     gradients: Gradients,
     progress: Progress,
+    /// Steps of each round.
+    lengths: Vec<u64>,
     total: u64,
     log: Log,
     bar: log::Progress,
@@ -142,15 +127,27 @@ struct Run<'a> {
 /// Trains to the end, to an early stop, or to an interruption.
 pub fn run(job: &Job) -> Result<Outcome> {
     let objective = job.config.loss.objective()?;
-    let (total, _) = extent(job.config, job.order, job.train);
-    if total == 0 {
+    let of_round = |round| extent(job.config, &|epoch| (job.order)(round, epoch), job.train).0;
+    let lengths: Vec<u64> = (0..job.rounds).map(of_round).collect();
+    let total = lengths.iter().sum();
+    if lengths.contains(&0) {
         return Err(Error::input("train", "there is no step to make: no row is left to train on"));
     }
-    let mut stepper = Stepper::new(&job.config.update, job.vars, total)?;
     let newest = checkpoint::list(job.out)?.pop().filter(|_| job.resume);
-    let progress = match &newest {
-        Some((_, dir)) => checkpoint::load(dir, &job.fingerprint, job.vars, &mut stepper)?,
-        None => Progress { fingerprint: job.fingerprint.clone(), ..Progress::default() },
+    let mut course = Course::new(job.bound, Seed(job.config.seed).split("course"))?;
+    let (progress, stepper) = match &newest {
+        None => {
+            let progress = Progress { fingerprint: job.fingerprint.clone(), ..Progress::default() };
+            (progress, stepper(job, &course, lengths[0])?)
+        }
+        Some((_, dir)) => {
+            let progress = checkpoint::load(dir, &job.fingerprint, job.bound, &mut course)?;
+            // The optimizer is that of the last step, also where a round has just ended.
+            let (round, _) = place(&lengths, progress.step.saturating_sub(1));
+            let mut stepper = stepper(job, &course, lengths[round])?;
+            checkpoint::load_stepper(dir, &mut stepper)?;
+            (progress, stepper)
+        }
     };
     let log = Log::open(job.out, job.resume.then_some(progress.step), true)?;
     let bar = match job.progress {
@@ -160,9 +157,11 @@ pub fn run(job: &Job) -> Result<Outcome> {
     let run = Run {
         job,
         objective,
+        course,
         stepper,
         gradients: Gradients::new(),
         progress,
+        lengths,
         total,
         log,
         bar,
@@ -175,50 +174,82 @@ pub fn run(job: &Job) -> Result<Outcome> {
     run.all()
 }
 
+fn stepper(job: &Job, course: &Course, steps: u64) -> Result<Stepper> {
+    let start = Start { total_steps: steps, ..*job.start };
+    Stepper::new(&job.config.update, &course.params, &start)
+}
+
 impl Run<'_> {
     fn all(mut self) -> Result<Outcome> {
         let mut stopped = None;
-        let (mut epoch, mut first) = (0, 0);
-        'epochs: while self.progress.step < self.total {
-            let steps = (self.job.order)(epoch);
+        let (first, _) = place(&self.lengths, self.progress.step);
+        for round in first..self.lengths.len() {
+            let begun: u64 = self.lengths[..round].iter().sum();
+            if round > 0 && self.progress.step == begun {
+                self.stepper = stepper(self.job, &self.course, self.lengths[round])?;
+            }
+            stopped = self.round(round, begun)?;
+            if stopped.is_some() {
+                break;
+            }
+        }
+        self.finish(stopped)
+    }
+
+    /// The rest of a round whose first step follows `begun` steps.
+    fn round(&mut self, round: usize, begun: u64) -> Result<Option<Stopped>> {
+        let end = begun + self.lengths[round];
+        let (mut epoch, mut first) = (0, begun);
+        while self.progress.step < end {
+            let steps = (self.job.order)(round, epoch);
             for (i, rows) in steps.iter().enumerate() {
                 if first + (i as u64) < self.progress.step {
                     continue;
                 }
-                let place = epoch as f64 + (i + 1) as f64 / steps.len() as f64;
-                self.step(rows, place)?;
-                if self.after_step(place)? {
-                    stopped = Some(Stopped::EarlyStopping);
-                    break 'epochs;
+                let epochs = epoch as f64 + (i + 1) as f64 / steps.len() as f64;
+                let place = Place {
+                    round,
+                    step: self.progress.step - begun,
+                    steps: self.lengths[round],
+                    epoch_begins: i == 0,
+                };
+                self.step(rows, place, epochs)?;
+                if self.after_step(epochs)? {
+                    return Ok(Some(Stopped::EarlyStopping));
                 }
                 if self.job.stop.load(Ordering::SeqCst) && self.progress.step < self.total {
-                    stopped = Some(Stopped::Interrupted(self.checkpoint()?));
-                    break 'epochs;
+                    return Ok(Some(Stopped::Interrupted(self.checkpoint()?)));
                 }
-                if self.progress.step >= self.total {
-                    break 'epochs;
+                if self.progress.step >= end {
+                    break;
                 }
             }
             first += steps.len() as u64;
             epoch += 1;
         }
-        self.finish(stopped)
+        Ok(None)
     }
 
-    fn step(&mut self, rows: &[usize], epoch: f64) -> Result<()> {
+    fn step(&mut self, rows: &[usize], place: Place, epoch: f64) -> Result<()> {
         let (config, begun) = (self.job.config, Instant::now());
         let passes = passes(rows, self.job.train, config.micro_tokens());
         let number = self.progress.step + 1;
-        let step = Step {
-            policy: self.job.policy,
-            vars: self.job.vars,
+        let data = Data {
+            number,
+            passes: &passes,
+            noise: Seed(config.seed).split("noise").at(number),
+            describe: self.job.describe,
+        };
+        let all = Step {
+            policy: &self.job.bound.policy,
+            params: &self.job.bound.params,
             objective: self.objective,
             keep: self.job.keep,
         };
-        let noise = Seed(config.seed).split("noise").at(number);
-        let used = &mut self.gradients;
-        let report =
-            step.run(number, &passes, noise, used, &mut self.stepper, self.job.describe)?;
+        let rate = self.stepper.learning_rate()?;
+        self.course.choose(place, &all, &data, rate, &mut self.stepper)?;
+        let step = Step { policy: &self.course.policy, params: &self.course.params, ..all };
+        let report = step.run(&data, &mut self.gradients, &mut self.stepper)?;
         let seconds = begun.elapsed().as_secs_f64();
         self.stepping += seconds;
         self.tokens += report.tokens;
@@ -252,10 +283,15 @@ impl Run<'_> {
         let due = |every: u64| every > 0 && step.is_multiple_of(every);
         let mut give_up = false;
         if due(config.eval_steps) && !self.job.eval.is_empty() {
+            self.stepper.exchange()?;
             give_up = self.evaluate(epoch)?;
+            self.stepper.exchange()?;
         }
         if due(config.sample_steps) {
-            for sample in (self.job.sample)(step)? {
+            self.stepper.exchange()?;
+            let samples = (self.job.sample)(step)?;
+            self.stepper.exchange()?;
+            for sample in samples {
                 let line = format!("step {step}: {:?}", sample.sample_text);
                 self.log.write(&Line::Sample(sample))?;
                 self.bar.say(&line);
@@ -267,10 +303,11 @@ impl Run<'_> {
         Ok(give_up)
     }
 
+    /// With the weights to use, which are not always those that are trained.
     fn evaluate(&mut self, epoch: f64) -> Result<bool> {
         let (job, step, begun) = (self.job, self.progress.step, Instant::now());
         let (loss, logs) =
-            evaluate(job.policy, self.objective, job.eval, job.config.micro_tokens())?;
+            evaluate(&job.bound.policy, self.objective, job.eval, job.config.micro_tokens())?;
         self.log.write(&Line::Eval(log::Eval {
             step,
             epoch,
@@ -287,7 +324,7 @@ impl Run<'_> {
             self.progress.best = Some((step, loss));
             self.progress.evals_without_improvement = 0;
             if job.config.load_best_model_at_end {
-                checkpoint::snapshot(job.vars).save(&job.out.join(BEST), &[])?;
+                checkpoint::snapshot(&job.bound.params).save(&job.out.join(BEST), &[])?;
             }
         } else {
             self.progress.evals_without_improvement += 1;
@@ -300,7 +337,9 @@ impl Run<'_> {
         // The log first: a checkpoint never knows steps that the log lacks.
         self.log.sync()?;
         let (job, best) = (self.job, self.progress.best.map(|(step, _)| step));
-        let dir = checkpoint::save(job.out, &self.progress, job.vars, &self.stepper, job.export)?;
+        let (bound, course) = (job.bound, &self.course);
+        let dir =
+            checkpoint::save(job.out, &self.progress, bound, course, &mut self.stepper, job.export)?;
         if let Some(limit) = job.config.save_total_limit {
             checkpoint::prune(job.out, limit, best)?;
         }
@@ -312,13 +351,15 @@ impl Run<'_> {
         let (job, config) = (self.job, self.job.config);
         let interrupted = matches!(stopped, Some(Stopped::Interrupted(_)));
         if !interrupted {
+            // What is exported and measured from here on are the weights to use.
+            self.stepper.exchange()?;
             if !job.eval.is_empty() && self.evaluated_at != self.progress.step {
                 let epoch = config.epochs * self.progress.step as f64 / self.total as f64;
                 self.evaluate(epoch)?;
             }
             let best = job.out.join(BEST);
             if config.load_best_model_at_end && best.is_file() {
-                checkpoint::restore(job.vars, &StateDict::load(&best)?, &best)?;
+                checkpoint::restore(&job.bound.params, &StateDict::load(&best)?, &best)?;
             }
         }
         let seconds = self.started.elapsed().as_secs_f64();

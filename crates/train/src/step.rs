@@ -2,8 +2,8 @@
 
 use std::{sync::Arc, time::Instant};
 
-use candle_core::{Tensor, Var};
-use luthier_core::{At, Batch, Ctx, Error, Hook, Policy, Result, Seed};
+use candle_core::Tensor;
+use luthier_core::{At, Batch, Ctx, Error, Hook, Param, Policy, Result, Seed};
 use luthier_kernels::threads;
 use luthier_loss::{Log, Objective};
 use luthier_update::Stepper;
@@ -27,12 +27,35 @@ pub struct StepReport {
     pub logs: Vec<(&'static str, f64)>,
 }
 
+/// What a step reads.
+#[derive(Clone, Copy)]
+pub struct Data<'a> {
+    /// 1 for the first step.
+    pub number: u64,
+    /// Its rows, cut into forward passes.
+    pub passes: &'a [Batch],
+    /// Of dropout and the like.
+    pub noise: Seed,
+    /// Names an example for errors: `train.jsonl:17`.
+    pub describe: &'a dyn Fn(usize) -> String,
+}
+
+/// What the passes of a step gave.
+pub struct Found {
+    /// The objective's sums over its normaliser.
+    pub loss: f64,
+    /// The objective's own numbers.
+    pub logs: Vec<Log>,
+    /// By variable name, of the loss.
+    pub gradients: Gradients,
+}
+
 /// What a step works on.
 pub struct Step<'a> {
     /// Model and hooks.
     pub policy: &'a Policy,
     /// What learns.
-    pub vars: &'a [(String, Var)],
+    pub params: &'a [Param],
     /// What is minimised.
     pub objective: &'a dyn Objective,
     /// Whether block activations are kept between forward and backward.
@@ -42,17 +65,36 @@ pub struct Step<'a> {
 impl Step<'_> {
     /// Sums gradients over `passes`, divides by the whole step's normaliser, and moves the weights.
     ///
-    /// `used` holds the gradients of the step before, whose memory this one takes over. `describe`
-    /// names an example for errors: `train.jsonl:17`.
+    /// `used` holds the gradients of the step before, whose memory this one takes over.
     pub fn run(
         &self,
-        number: u64,
-        passes: &[Batch],
-        noise: Seed,
+        data: &Data,
         used: &mut Gradients,
         stepper: &mut Stepper,
-        describe: &dyn Fn(usize) -> String,
     ) -> Result<StepReport> {
+        let found = self.gradients(data, std::mem::take(used))?;
+        *used = found.gradients;
+        if stepper.two_passes() {
+            stepper.ascend(&|name, _| used.get(name).cloned())?;
+            let above = self.gradients(data, std::mem::take(used));
+            stepper.descend()?;
+            *used = above?.gradients;
+        }
+        let info = stepper.step(&|name, _| used.get(name).cloned())?;
+        let sum = |count: &dyn Fn(&Batch) -> usize| data.passes.iter().map(count).sum::<usize>();
+        Ok(StepReport {
+            loss: found.loss,
+            grad_norm: info.grad_norm,
+            learning_rate: info.learning_rate,
+            tokens: sum(&Batch::n) as u64,
+            trained: sum(&|batch| batch.trained_m().len()) as u64,
+            logs: means(&found.logs),
+        })
+    }
+
+    /// Loss and gradients of a step, in the memory of `used` ones.
+    pub fn gradients(&self, data: &Data, used: Gradients) -> Result<Found> {
+        let Data { number, passes, noise, describe } = *data;
         let all: Vec<&Batch> = passes.iter().collect();
         let normaliser = self.objective.normaliser(&all);
         if normaliser <= 0.0 {
@@ -60,7 +102,7 @@ impl Step<'_> {
             return Err(Error::input(format!("step {number}"), "no token of this step is trained")
                 .hint(format!("look at `luthier show` for {names}")));
         }
-        let mut sums = Sums::new(self.vars, std::mem::take(used));
+        let mut sums = Sums::new(self.params, used);
         let (mut loss, mut logs) = (0.0, Vec::new());
         for (i, batch) in passes.iter().enumerate() {
             let noise = Some(noise.at(i as u64));
@@ -74,16 +116,7 @@ impl Step<'_> {
             loss += share.sum;
             add_logs(&mut logs, &share.logs);
         }
-        *used = sums.gradients();
-        let info = stepper.step(&|name, _| used.get(name).cloned())?;
-        Ok(StepReport {
-            loss: loss / normaliser,
-            grad_norm: info.grad_norm,
-            learning_rate: info.learning_rate,
-            tokens: all.iter().map(|b| b.n() as u64).sum(),
-            trained: all.iter().map(|b| b.trained_m().len() as u64).sum(),
-            logs: means(&logs),
-        })
+        Ok(Found { loss: loss / normaliser, logs, gradients: sums.gradients() })
     }
 
     /// Tokens per second of one pass: the second of two without an update, so that buffers are
@@ -92,7 +125,7 @@ impl Step<'_> {
         let mut seconds = 0.0;
         for _ in 0..2 {
             let begun = Instant::now();
-            let mut sums = Sums::new(self.vars, Gradients::new());
+            let mut sums = Sums::new(self.params, Gradients::new());
             let noise = Some(Seed(0));
             threads::together(|| self.forward_backward(pass, noise, 1.0, &mut sums))?;
             seconds = begun.elapsed().as_secs_f64();

@@ -5,8 +5,10 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, Layout, Tensor, TensorId, Var, bail};
-use luthier_core::{AddTo, Gradient, Result};
+use candle_core::{
+    CpuStorage, DType, InplaceOp1, InplaceOp2, Layout, Storage, Tensor, TensorId, Var, bail,
+};
+use luthier_core::{AddTo, Error, Gradient, Mask, Param, Result};
 use luthier_kernels::{tensor, threads};
 
 /// Numbers that one task adds: enough to outweigh a task.
@@ -15,9 +17,9 @@ const CHUNK: usize = 1 << 16;
 /// Gradients by variable name.
 pub type Gradients = BTreeMap<String, Tensor>;
 
-/// One sum for each variable that was met.
+/// One sum for each variable that was met: as large as what learns of it.
 pub struct Sums<'a> {
-    vars: &'a [(String, Var)],
+    params: &'a [Param],
     names: HashMap<TensorId, usize>,
     sums: Gradients,
     /// Memory for sums.
@@ -25,18 +27,22 @@ pub struct Sums<'a> {
 }
 
 impl<'a> Sums<'a> {
-    /// Sums of the gradients of `vars`, in the memory of `used` ones.
-    pub fn new(vars: &'a [(String, Var)], used: Gradients) -> Self {
-        let names = vars.iter().enumerate().map(|(i, (_, var))| (var.as_tensor().id(), i));
-        Sums { vars, names: names.collect(), sums: Gradients::new(), used }
+    /// Sums of the gradients of `params`, in the memory of `used` ones.
+    pub fn new(params: &'a [Param], used: Gradients) -> Self {
+        let names = params.iter().enumerate().map(|(i, p)| (p.var.as_tensor().id(), i));
+        Sums { params, names: names.collect(), sums: Gradients::new(), used }
     }
 
     /// Adds the gradient of a variable from one place; other tensors are passed over.
     pub fn found(&mut self, var: &Tensor, gradient: Gradient) -> Result<()> {
-        let Some(var) = self.names.get(&var.id()) else { return Ok(()) };
-        let (name, var) = &self.vars[*var];
+        let Some(param) = self.names.get(&var.id()) else { return Ok(()) };
+        let Param { name, var, mask } = &self.params[*param];
+        let gradient = match mask {
+            None => gradient,
+            Some(mask) => Gradient::Dense(chosen(var, mask, gradient)?),
+        };
         if !self.sums.contains_key(name) {
-            let zeros = zeros(var, self.used.remove(name))?;
+            let zeros = zeros(&self.params[*param], self.used.remove(name))?;
             self.sums.insert(name.clone(), zeros);
         }
         add(&self.sums[name], gradient)
@@ -48,8 +54,32 @@ impl<'a> Sums<'a> {
     }
 }
 
-fn zeros(like: &Var, used: Option<Tensor>) -> Result<Tensor> {
-    let Some(used) = used else { return Ok(like.zeros_like()?) };
+/// The chosen entries of a gradient. All of it exists for this moment alone.
+fn chosen(var: &Var, mask: &Mask, gradient: Gradient) -> Result<Tensor> {
+    let whole = match gradient {
+        Gradient::Dense(whole) => whole.contiguous()?,
+        Gradient::Into(_) => {
+            let whole = var.zeros_like()?;
+            add(&whole, gradient)?;
+            whole
+        }
+    };
+    let (storage, layout) = whole.storage_and_layout();
+    let Storage::Cpu(cpu) = &*storage else {
+        return Err(Error::failed("gradient", "expected memory of the CPU"));
+    };
+    let picked = mask.gather(tensor::slice(cpu, layout)?);
+    Ok(Tensor::from_vec(picked, mask.len(), var.device())?)
+}
+
+fn zeros(param: &Param, used: Option<Tensor>) -> Result<Tensor> {
+    let dims = match &param.mask {
+        None => param.var.dims().to_vec(),
+        Some(mask) => vec![mask.len()],
+    };
+    let Some(used) = used.filter(|used| used.dims() == dims) else {
+        return Ok(Tensor::zeros(dims, DType::F32, param.var.device())?);
+    };
     let fill = |sum: &mut [f32]| {
         sum.fill(0.0);
         Ok(())
@@ -123,12 +153,12 @@ impl InplaceOp2 for Add {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{DType, Device};
+    use candle_core::Device;
 
     use super::*;
 
-    fn var(name: &str, dims: impl std::convert::Into<candle_core::Shape>) -> (String, Var) {
-        (name.into(), Var::zeros(dims, DType::F32, &Device::Cpu).unwrap())
+    fn var(name: &str, dims: impl std::convert::Into<candle_core::Shape>) -> Param {
+        Param::whole(name, Var::zeros(dims, DType::F32, &Device::Cpu).unwrap())
     }
 
     fn row(values: &[f32]) -> Tensor {
@@ -150,9 +180,9 @@ mod tests {
                 sum[0] += 16.0;
                 Ok(())
             };
-            sums.found(&vars[0].1, Gradient::Into(Box::new(own))).unwrap();
-            sums.found(&vars[0].1, Gradient::Dense(shared.clone())).unwrap();
-            sums.found(&vars[0].1, Gradient::Dense(shared.t().unwrap())).unwrap();
+            sums.found(&vars[0].var, Gradient::Into(Box::new(own))).unwrap();
+            sums.found(&vars[0].var, Gradient::Dense(shared.clone())).unwrap();
+            sums.found(&vars[0].var, Gradient::Dense(shared.t().unwrap())).unwrap();
             sums.found(&shared, Gradient::Dense(shared.clone())).unwrap();
             let gradients = sums.gradients();
             assert_eq!(values(&gradients, "a"), [18.0, 5.0, 5.0, 8.0]);
@@ -170,16 +200,31 @@ mod tests {
         let vars = [var("a", n)];
         let mut sums = Sums::new(&vars, Gradients::new());
         for by in [1.0, 2.0, 0.5] {
-            sums.found(&vars[0].1, Gradient::Dense(long(by))).unwrap();
+            sums.found(&vars[0].var, Gradient::Dense(long(by))).unwrap();
         }
         let want: Vec<f32> = long(3.5).to_vec1().unwrap();
         assert_eq!(values(&sums.gradients(), "a"), want);
     }
 
     #[test]
+    fn of_a_masked_variable_the_chosen_entries_are_summed() {
+        let mask = Mask::new(vec![1, 2]).unwrap();
+        let vars = [var("a", (2, 2)).masked(mask).unwrap()];
+        let mut sums = Sums::new(&vars, Gradients::new());
+        let own = |sum: &mut [f32]| {
+            sum.copy_from_slice(&[10.0, 20.0, 30.0, 40.0]);
+            Ok(())
+        };
+        sums.found(&vars[0].var, Gradient::Into(Box::new(own))).unwrap();
+        let dense = row(&[1.0, 2.0, 3.0, 4.0]).reshape((2, 2)).unwrap();
+        sums.found(&vars[0].var, Gradient::Dense(dense.t().unwrap())).unwrap();
+        assert_eq!(values(&sums.gradients(), "a"), [23.0, 32.0]);
+    }
+
+    #[test]
     fn another_shape_is_refused() {
         let vars = [var("a", 3)];
         let mut sums = Sums::new(&vars, Gradients::new());
-        assert!(sums.found(&vars[0].1, Gradient::Dense(row(&[1.0]))).is_err());
+        assert!(sums.found(&vars[0].var, Gradient::Dense(row(&[1.0]))).is_err());
     }
 }

@@ -6,16 +6,15 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
 };
 
-use candle_core::Var;
-use luthier_core::{Batch, Model, Row, Seed, StateDict};
+use luthier_core::{Batch, Model, Param, Row, Seed, StateDict};
 use luthier_loss::Loss;
 use luthier_model::{Decoder, Precision, Source};
 use luthier_params::{Bound, Full, Params, peft};
 use luthier_testkit::{assert_close, assert_same_bits, golden};
 use luthier_train::{
-    Gradients, Job, Outcome, Step, Stopped, Sums, Train, checkpoint, log::metrics,
+    Gradients, Job, Outcome, Step, Stopped, Sums, Train, checkpoint, log::metrics, step::Data,
 };
-use luthier_update::{Stepper, Update};
+use luthier_update::{Start, Stepper, Update};
 
 fn model(name: &str) -> Arc<dyn Model> {
     let source = Source::open(&golden::golden(format!("models/{name}"))).unwrap();
@@ -25,7 +24,7 @@ fn model(name: &str) -> Arc<dyn Model> {
 /// The pinned runs' update: AdamW, clip 1, two warm-up steps, cosine to step 10.
 fn update() -> Update {
     toml::from_str(
-        "max_grad_norm = 1.0\n[adamw]\nlearning_rate = 1e-2\nbetas = [0.9, 0.999]\neps = 1e-8\n\
+        "max_grad_norm = 1.0\ndecay_norms_and_biases = true\n[adamw]\nlearning_rate = 1e-2\nbetas = [0.9, 0.999]\neps = 1e-8\n\
          weight_decay = 0.01\n[schedule.cosine]\nwarmup_steps = 2\n",
     )
     .unwrap()
@@ -66,12 +65,13 @@ fn run_with(
     stop: bool,
 ) -> Outcome {
     luthier_train::run(&Job {
-        policy: &bound.policy,
-        vars: &bound.vars,
+        bound,
         config,
         train: rows,
         eval,
-        order: &|_| steps.to_vec(),
+        rounds: bound.form.rounds(),
+        order: &|_, _| steps.to_vec(),
+        start: &Start { n_layers: bound.policy.model.n_layers(), ..Start::steps(0) },
         describe: &|i| format!("row {i}"),
         export: &|_| Ok(()),
         sample: &|_| Ok(Vec::new()),
@@ -105,7 +105,7 @@ fn pinned(recorded: &StateDict, bound: &Bound, final_name: impl Fn(&str) -> Stri
             assert!((got - want).abs() < 1e-4 * want, "step {t}: {key} {got}, expected {want}");
         }
     }
-    for (name, var) in &bound.vars {
+    for Param { name, var, .. } in &bound.params {
         let want = recorded.get(&final_name(name)).unwrap_or_else(|| panic!("{name}"));
         assert_close(name, &var.as_detached_tensor(), want, 2e-3, 1e-5);
     }
@@ -132,7 +132,7 @@ fn ten_losses_of_a_lora_run_are_those_of_pytorch() {
 #[test]
 fn ten_losses_of_full_fine_tuning_are_those_of_pytorch() {
     let model = model("llama-tied-llama3");
-    let params = Params { full: Some(Full::default()), lora: None };
+    let params = Params { full: Some(Full::default()), ..Params::default() };
     let bound = params.bind(&model, Seed(0)).unwrap();
     let recorded = golden::load_tensors("models/llama-tied-llama3/run.safetensors");
     pinned(&recorded, &bound, |name| format!("final.{name}"));
@@ -142,8 +142,8 @@ fn gradients(bound: &Bound, batches: &[Batch], keep: bool) -> (f64, Gradients) {
     let loss = Loss::default();
     let objective = loss.objective().unwrap();
     let scale = 1.0 / objective.normaliser(&batches.iter().collect::<Vec<_>>());
-    let (mut sums, mut sum) = (Sums::new(&bound.vars, Gradients::new()), 0.0);
-    let step = Step { policy: &bound.policy, vars: &bound.vars, objective, keep };
+    let (mut sums, mut sum) = (Sums::new(&bound.params, Gradients::new()), 0.0);
+    let step = Step { policy: &bound.policy, params: &bound.params, objective, keep };
     for batch in batches {
         let share = step.forward_backward(batch, None, scale, &mut sums).unwrap();
         sum += share.sum * scale;
@@ -199,18 +199,19 @@ fn passes_are_one_batch_at_any_number_of_threads() {
         pool.install(|| {
             let params: Params = toml::from_str("[lora]\nr = 2\nalpha = 8\n").unwrap();
             let bound = params.bind(&model("llama"), Seed(5)).unwrap();
-            let mut stepper = Stepper::new(&update(), &bound.vars, 4).unwrap();
+            let mut stepper = Stepper::new(&update(), &bound.params, &Start::steps(4)).unwrap();
             let loss = Loss::default();
             let objective = loss.objective().unwrap();
-            let step = Step { policy: &bound.policy, vars: &bound.vars, objective, keep: true };
+            let step = Step { policy: &bound.policy, params: &bound.params, objective, keep: true };
             let mut used = Gradients::new();
             let mut report = |number| {
-                let name = |i: usize| format!("row {i}");
-                step.run(number, passes, Seed(0), &mut used, &mut stepper, &name).unwrap()
+                let describe = &|i: usize| format!("row {i}");
+                let data = Data { number, passes, noise: Seed(0), describe };
+                step.run(&data, &mut used, &mut stepper).unwrap()
             };
             // The first step of the warm-up moves nothing.
             let reports = [report(1), report(2), report(3)];
-            (reports.map(|r| (r.loss, r.grad_norm, r.tokens)), values(&bound.vars))
+            (reports.map(|r| (r.loss, r.grad_norm, r.tokens)), values(&bound.params))
         })
     };
     let (reports, weights) = run(&split, 1);
@@ -241,8 +242,8 @@ fn fresh() -> Bound {
     params.bind(&model("llama"), Seed(5)).unwrap()
 }
 
-fn values(vars: &[(String, Var)]) -> Vec<u8> {
-    checkpoint::snapshot(vars).to_safetensors(&[]).unwrap()
+fn values(params: &[Param]) -> Vec<u8> {
+    checkpoint::snapshot(params).to_safetensors(&[]).unwrap()
 }
 
 #[test]
@@ -251,7 +252,7 @@ fn a_resumed_run_is_bit_equal_to_an_uninterrupted_one() {
     let config = Train { update: update(), epochs: 2.0, save_steps: 1, ..Train::default() };
     let (whole, straight) = (fresh(), tempfile::tempdir().unwrap());
     run(&whole, &config, &data, straight.path(), false, false);
-    let want = values(&whole.vars);
+    let want = values(&whole.params);
     for at in [1, 6, 11] {
         // Killed after checkpoint `at`: later checkpoints never came to be, later lines did.
         let (killed, out) = (fresh(), tempfile::tempdir().unwrap());
@@ -263,7 +264,7 @@ fn a_resumed_run_is_bit_equal_to_an_uninterrupted_one() {
         }
         let resumed = fresh();
         run(&resumed, &config, &data, out.path(), true, false);
-        assert!(values(&resumed.vars) == want, "resumed at step {at}: other weights");
+        assert!(values(&resumed.params) == want, "resumed at step {at}: other weights");
         let lines = |dir: &Path| -> Vec<_> {
             let all = metrics::read(&dir.join("metrics.jsonl")).unwrap();
             all.into_iter().map(metrics::without_timings).collect()
@@ -284,7 +285,7 @@ fn an_interruption_leaves_a_checkpoint_to_go_on_from() {
     let second = fresh();
     let outcome = run(&second, &config, &data, out.path(), true, false);
     assert_eq!((outcome.steps, outcome.stopped), (6, None));
-    assert!(values(&second.vars) == values(&whole.vars));
+    assert!(values(&second.params) == values(&whole.params));
 }
 
 #[test]

@@ -1,9 +1,13 @@
 //! Which variable gets which learning rate and weight decay.
 
-use luthier_core::{Error, Result, nearest::suggest, site::Pattern};
+use luthier_core::{Error, Param, Result, nearest::suggest, site::Pattern};
 use serde::{Deserialize, Serialize};
 
-use crate::{Plan, optimizer::check_rate};
+use crate::{Plan, Update, optimizer::check_rate};
+
+mod factors;
+
+pub(crate) use factors::{check, layer_of};
 
 /// `[[train.update.groups]]`: other rates for the variables that a glob names. The first group that
 /// names a variable decides.
@@ -12,60 +16,73 @@ use crate::{Plan, optimizer::check_rate};
 pub struct Group {
     /// Glob over variable names.
     pub at: String,
-    /// In place of the optimizer's.
+    /// In place of any other.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub learning_rate: Option<f64>,
-    /// Multiplies the optimizer's learning rate.
+    /// Multiplies the learning rate that the variable has without this group.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lr_scale: Option<f64>,
-    /// In place of the optimizer's.
+    /// In place of any other, for norms and biases too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight_decay: Option<f64>,
 }
 
 /// What one variable is updated with, before the schedule.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Rates {
+pub struct Rates {
+    /// Learning rate.
     pub learning_rate: f64,
+    /// Weight decay.
     pub weight_decay: f64,
 }
 
-/// The rates of every variable, in the order of `names`.
-pub(crate) fn resolve(groups: &[Group], plan: &Plan, names: &[&str]) -> Result<Vec<Rates>> {
-    let key = |i: usize| format!("train.update.groups[{i}]");
+/// The rates of every variable, in the order of `params`, and the group it is in: the number of
+/// groups when it is in none. Names without a variable are refused when `strict`.
+pub(crate) fn resolve(
+    update: &Update,
+    plan: &Plan,
+    params: &[Param],
+    n_layers: usize,
+    strict: bool,
+) -> Result<Vec<(Rates, usize)>> {
+    let groups = &update.groups;
     let mut patterns = Vec::with_capacity(groups.len());
     for (i, group) in groups.iter().enumerate() {
-        group.check(&key(i))?;
         patterns.push(Pattern::new(&format!("{}.at", key(i)), &group.at)?);
     }
     let mut used = vec![false; groups.len()];
-    let mut rates = Vec::with_capacity(names.len());
-    for name in names {
-        let found = patterns.iter().position(|p| p.matches(name));
-        if let Some(i) = found {
-            used[i] = true;
-        }
-        rates.push(found.map_or(plan.into(), |i| groups[i].rates(plan)));
-    }
-    match used.iter().position(|used| !used) {
-        None => Ok(rates),
-        Some(i) => {
-            let at = format!("{}.at", key(i));
-            let glob = &groups[i].at;
-            if names.iter().any(|name| patterns[i].matches(name)) {
-                let what = format!("every variable that `{glob}` names is in an earlier group");
-                return Err(Error::input(at, what).hint("the first match wins: put it further up"));
+    let mut rates = Vec::with_capacity(params.len());
+    for param in params {
+        let base = factors::rates(update, plan, param, n_layers)?;
+        match patterns.iter().position(|p| p.matches(&param.name)) {
+            None => rates.push((base, groups.len())),
+            Some(i) => {
+                used[i] = true;
+                rates.push((groups[i].rates(base), i));
             }
-            let what = format!("`{glob}` matches no learned variable");
-            Err(Error::input(at, what).hint(suggest(glob, names.iter().take(8).copied())))
         }
     }
+    if strict {
+        factors::expect_use(update, params)?;
+        if let Some(i) = used.iter().position(|used| !used) {
+            return Err(unused(i, &groups[i].at, &patterns[i], params));
+        }
+    }
+    Ok(rates)
 }
 
-impl From<&Plan> for Rates {
-    fn from(plan: &Plan) -> Self {
-        Rates { learning_rate: plan.learning_rate, weight_decay: plan.weight_decay }
+fn key(i: usize) -> String {
+    format!("train.update.groups[{i}]")
+}
+
+fn unused(i: usize, glob: &str, pattern: &Pattern, params: &[Param]) -> Error {
+    let (at, mut names) = (format!("{}.at", key(i)), params.iter().map(|p| p.name.as_str()));
+    if names.any(|name| pattern.matches(name)) {
+        let what = format!("every variable that `{glob}` names is in an earlier group");
+        return Error::input(at, what).hint("the first match wins: put it further up");
     }
+    let near = suggest(glob, params.iter().take(8).map(|p| p.name.as_str()));
+    Error::input(at, format!("`{glob}` matches no learned variable")).hint(near)
 }
 
 impl Group {
@@ -88,11 +105,11 @@ impl Group {
         }
     }
 
-    fn rates(&self, plan: &Plan) -> Rates {
-        let scaled = plan.learning_rate * self.lr_scale.unwrap_or(1.0);
+    fn rates(&self, base: Rates) -> Rates {
+        let scaled = base.learning_rate * self.lr_scale.unwrap_or(1.0);
         Rates {
             learning_rate: self.learning_rate.unwrap_or(scaled),
-            weight_decay: self.weight_decay.unwrap_or(plan.weight_decay),
+            weight_decay: self.weight_decay.unwrap_or(base.weight_decay),
         }
     }
 }

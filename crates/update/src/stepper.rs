@@ -1,38 +1,73 @@
 //! The running state of an update: step count, schedule memory, optimizer buffers.
 
-use std::{cell::RefCell, collections::HashSet};
+use std::collections::HashSet;
 
-use candle_core::{DType, Device, Tensor, Var};
-use luthier_core::{Error, Result, StateDict};
+use candle_core::{DType, Tensor, Var};
+use luthier_core::{Error, Param, Result, Seed, StateDict};
 use rayon::prelude::*;
 
 use crate::{
-    Memory, Move, Now, Update,
-    groups::{self, Rates},
-    pass::{self, Pass},
+    Memory, Move, Now, Plan, Rates, Update, average, groups,
+    pass::{self, with_slice},
+    transform::{Need, Shape, Turn},
 };
 
-/// The tensor that holds every counter.
-const PROGRESS: &str = "luthier.progress";
+mod counters;
+mod exchange;
+mod first;
+mod gradients;
+mod rebind;
+mod slot;
+mod state;
+
+use slot::{Records, Slot, change};
+
+/// What a run is, apart from its variables.
+#[derive(Clone, Copy, Debug)]
+pub struct Start<'a> {
+    /// Steps of the whole run.
+    pub total_steps: u64,
+    /// Where noise and draws come from.
+    pub seed: Seed,
+    /// All parameters of the model, learned or not, for `l1`.
+    pub model_params: u64,
+    /// Blocks of the model, for `layer_decay`.
+    pub n_layers: usize,
+    /// Fisher values by variable name, for `ewc`.
+    pub fisher: Option<&'a StateDict>,
+}
 
 /// Turns gradients into steps, and can be saved and loaded between any two of them.
 pub struct Stepper {
     update: Update,
-    schedule: &'static str,
-    learning_rate: f64,
-    buffers: &'static [&'static str],
-    slots: Vec<Slot>,
     total: u64,
+    seed: Seed,
+    model_params: u64,
+    n_layers: usize,
+    /// Fisher values by variable name, for whatever may come to learn.
+    fisher: Option<StateDict>,
+    schedule: &'static str,
+    plan: Plan,
+    need: Need,
+    /// The key of the running average, if there is one.
+    average: Option<&'static str>,
+    slots: Vec<Slot>,
     step: u64,
+    /// The step after which the optimizer's memory began.
+    begun: u64,
     memory: Memory,
+    weights: Weights,
 }
 
-/// One variable with what belongs to it.
-struct Slot {
-    name: String,
-    var: Var,
-    rates: Rates,
-    state: Vec<Vec<f32>>,
+/// Which numbers the variables hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Weights {
+    /// Those to train.
+    Training,
+    /// Those of a two-pass step's second pass.
+    Lifted,
+    /// Those to evaluate and to keep.
+    Exchanged,
 }
 
 /// What one step did.
@@ -44,46 +79,60 @@ pub struct StepInfo {
     pub learning_rate: f64,
     /// Norm of all gradients before clipping.
     pub grad_norm: f64,
-    /// Whether the norm was above `max_grad_norm`.
+    /// Whether anything was above the limit.
     pub clipped: bool,
 }
 
+impl Start<'_> {
+    /// A run of so many steps of which nothing else is known.
+    pub fn steps(total_steps: u64) -> Self {
+        Start { total_steps, seed: Seed(0), model_params: 0, n_layers: 0, fisher: None }
+    }
+}
+
+impl Update {
+    /// The rates of every variable before the schedule, in the order of `params`.
+    pub fn rates(&self, params: &[Param], start: &Start) -> Result<Vec<Rates>> {
+        let rates = groups::resolve(self, &self.check()?, params, start.n_layers, true)?;
+        Ok(rates.into_iter().map(|(rates, _)| rates).collect())
+    }
+}
+
 impl Stepper {
-    /// Binds an update to variables for a run of `total_steps`; all state begins at zero.
-    pub fn new(update: &Update, vars: &[(String, Var)], total_steps: u64) -> Result<Self> {
+    /// Binds an update to variables; all state begins, and where the variables are now is where
+    /// penalties pull to.
+    pub fn new(update: &Update, params: &[Param], start: &Start) -> Result<Self> {
         let update = update.clone().with_defaults();
         let plan = update.check()?;
         let (schedule, _) = update.schedule.chosen()?;
-        if vars.is_empty() {
-            return Err(Error::input("train.params", "nothing is learned: there is no variable"));
-        }
-        let mut seen = HashSet::new();
-        for (name, var) in vars {
-            if !seen.insert(name.as_str()) {
-                return Err(Error::failed(name, "is the name of two variables"));
-            }
-            if var.dtype() != DType::F32 || !var.is_contiguous() {
-                let what = format!("expected a contiguous f32 variable, got {:?}", var.dtype());
-                return Err(Error::failed(name, what));
-            }
-        }
-        let names: Vec<&str> = vars.iter().map(|(name, _)| name.as_str()).collect();
-        let rates = groups::resolve(&update.groups, &plan, &names)?;
-        let slot = |((name, var), rates): (&(String, Var), Rates)| {
-            let state = plan.state.iter().map(|_| vec![0f32; var.elem_count()]).collect();
-            Slot { name: name.clone(), var: var.clone(), rates, state }
-        };
-        let slots = vars.iter().zip(rates).map(slot).collect();
-        Ok(Stepper {
+        let mut stepper = Stepper {
             schedule,
-            learning_rate: plan.learning_rate,
-            buffers: plan.state,
-            slots,
-            total: total_steps,
+            plan,
+            need: update.need()?,
+            average: update.average()?.map(|(key, _)| key),
+            slots: Vec::new(),
             step: 0,
+            begun: 0,
             memory: Memory::default(),
+            weights: Weights::Training,
+            total: start.total_steps,
+            seed: start.seed.split("update"),
+            model_params: start.model_params,
+            n_layers: start.n_layers,
+            fisher: start.fisher.cloned(),
             update,
-        })
+        };
+        if stepper.need.size && stepper.model_params == 0 {
+            return Err(Error::failed("train.update", "the size of the model is not known"));
+        }
+        stepper.slots = stepper.bind(params, true)?;
+        let (plan, records) = (&stepper.plan, stepper.records());
+        for slot in &mut stepper.slots {
+            slot.begin_state(plan)?;
+            slot.begin_records(records)?;
+        }
+        stepper.expect_use()?;
+        Ok(stepper)
     }
 
     /// Steps made so far.
@@ -91,99 +140,69 @@ impl Stepper {
         self.step
     }
 
+    /// The name of the schedule in use.
+    pub fn schedule(&self) -> &'static str {
+        self.schedule
+    }
+
     /// The learning rate of the step that comes next.
     pub fn learning_rate(&self) -> Result<f64> {
-        Ok(self.learning_rate * self.scale()?)
+        Ok(self.plan.learning_rate * self.scale()?)
     }
 
     /// Makes one step. `grad_of` gives the gradient of a variable by its name or by itself (a
-    /// candle `GradStore` knows variables, a map knows names). On an error nothing has changed.
+    /// candle `GradStore` knows variables, a map knows names): of its shape, or, when chosen entries
+    /// learn, as the vector of theirs. Penalties and noise are written into what it gives. On an
+    /// error no variable and no state has changed.
     pub fn step(&mut self, grad_of: &dyn Fn(&str, &Var) -> Option<Tensor>) -> Result<StepInfo> {
         let step = self.step + 1;
-        let grads = self.gradients(step, grad_of)?;
+        self.expect_training(&format!("step {step}"))?;
+        let grads = self.gradients(&self.slots, step, grad_of)?;
+        self.transform(step, &grads)?;
         let sums: Vec<f64> = grads.par_iter().map(pass::sum_of_squares).collect::<Result<_>>()?;
-        let grad_norm = sums.iter().sum::<f64>().sqrt();
-        if let Some(bad) = sums.iter().position(|s| !s.is_finite()) {
-            let what = format!("the gradient of {} is not finite", self.slots[bad].name);
-            return Err(Error::failed(format!("step {step}"), what)
-                .hint("lower the learning rate, or set train.update.max_grad_norm"));
-        }
-        let limit = self.update.max_grad_norm;
-        let clipped = limit > 0.0 && grad_norm > limit;
-        // The same small constant as torch's clip_grad_norm_.
-        let grad_scale =
-            if limit > 0.0 { (limit / (grad_norm + 1e-6)).min(1.0) as f32 } else { 1.0 };
+        let grad_norm = self.norm(step, &sums)?;
+        let (grad_scales, clipped) = self.clip(&grads, &sums)?;
         let scale = self.scale()?;
         let (_, optimizer) = self.update.optimizer()?;
-        self.slots.par_iter_mut().zip(&grads).try_for_each(|(slot, grad)| {
-            let now = Move {
-                t: step,
-                learning_rate: slot.rates.learning_rate * scale,
-                weight_decay: slot.rates.weight_decay,
-                grad_scale,
-            };
-            let state = RefCell::new(slot.state.as_mut_slice());
-            slot.var.inplace_op1(&Pass { optimizer, now, grad, state })
-        })?;
+        let share = match self.update.average()? {
+            Some((_, average)) => average.share(step, self.total),
+            None => 0.0,
+        };
+        let t = step - self.begun;
+        let moves = self.slots.par_iter_mut().zip(&grads).zip(grad_scales);
+        moves.filter(|((slot, _), _)| slot.count() > 0).try_for_each(
+            |((slot, grad), grad_scale)| {
+                let now = Move {
+                    t,
+                    learning_rate: slot.rates.learning_rate * scale,
+                    weight_decay: slot.rates.weight_decay,
+                    grad_scale,
+                };
+                let dims = slot.dims();
+                let Slot { var, mask, state, average, .. } = slot;
+                change(var, mask.as_ref(), |param| {
+                    with_slice(grad, |grad| optimizer.apply(&now, &dims, param, grad, state))?;
+                    if !average.is_empty() {
+                        average::take(average, param, share);
+                    }
+                    Ok(())
+                })
+            },
+        )?;
         self.step = step;
-        Ok(StepInfo { step, learning_rate: self.learning_rate * scale, grad_norm, clipped })
+        Ok(StepInfo { step, learning_rate: self.plan.learning_rate * scale, grad_norm, clipped })
     }
 
     /// Tells the schedule a metric, usually the evaluation loss. Most schedules do not listen.
     pub fn observe(&mut self, metric: f64) -> Result<()> {
         let (_, schedule) = self.update.schedule.chosen()?;
-        schedule.observe(&mut self.memory, metric, self.learning_rate);
-        Ok(())
-    }
-
-    /// A copy of everything that the next step depends on, apart from the variables themselves.
-    pub fn state(&self) -> Result<StateDict> {
-        let mut state = StateDict::default();
-        for slot in &self.slots {
-            for (buffer, data) in self.buffers.iter().zip(&slot.state) {
-                let tensor = Tensor::from_slice(data, slot.var.shape(), &Device::Cpu)?;
-                state.insert(format!("{}.{buffer}", slot.name), tensor);
-            }
-        }
-        state.insert(PROGRESS, pack(&self.counters())?);
-        Ok(state)
-    }
-
-    /// Takes over a saved state; the next step is then bit-equal to the one that would have followed.
-    pub fn load(&mut self, mut state: StateDict) -> Result<()> {
-        let changed = "the recipe has changed since the checkpoint; to go on from its weights alone, \
-                       start a new run from them";
-        let missing = |name: &str| Error::input(name, "missing in the saved state").hint(changed);
-        let progress = state.remove(PROGRESS).ok_or_else(|| missing(PROGRESS))?;
-        let counters = unpack(&progress)?;
-        let mut loaded = Vec::with_capacity(self.slots.len());
-        for slot in &self.slots {
-            let mut buffers = Vec::with_capacity(self.buffers.len());
-            for buffer in self.buffers {
-                let name = format!("{}.{buffer}", slot.name);
-                let tensor = state.remove(&name).ok_or_else(|| missing(&name))?;
-                if tensor.dims() != slot.var.dims() {
-                    let (got, want) = (tensor.dims(), slot.var.dims());
-                    let what = format!("saved with shape {got:?}, expected {want:?}");
-                    return Err(Error::input(name, what).hint(changed));
-                }
-                buffers.push(tensor.flatten_all()?.to_vec1::<f32>()?);
-            }
-            loaded.push(buffers);
-        }
-        if let Some((name, _)) = state.iter().next() {
-            return Err(
-                Error::input(name, "saved, but nothing of that name is learned").hint(changed)
-            );
-        }
-        self.set_counters(&counters)?;
-        self.slots.iter_mut().zip(loaded).for_each(|(slot, buffers)| slot.state = buffers);
+        schedule.observe(&mut self.memory, metric, self.plan.learning_rate);
         Ok(())
     }
 
     fn scale(&self) -> Result<f64> {
-        let (step, total) = (self.step, self.total);
-        let now = Now { step, total, learning_rate: self.learning_rate, memory: &self.memory };
+        let (step, total, learning_rate) = (self.step, self.total, self.plan.learning_rate);
+        let now = Now { step, total, learning_rate, memory: &self.memory };
         let (name, schedule) = self.update.schedule.chosen()?;
         let scale = schedule.scale(&now);
         if scale.is_finite() && scale >= 0.0 {
@@ -193,63 +212,93 @@ impl Stepper {
         Err(Error::failed(at, format!("gives the factor {scale} at step {}", step + 1)))
     }
 
-    fn gradients(
-        &self,
-        step: u64,
-        grad_of: &dyn Fn(&str, &Var) -> Option<Tensor>,
-    ) -> Result<Vec<Tensor>> {
-        let of = |slot: &Slot| match grad_of(&slot.name, &slot.var) {
-            Some(grad) => pass::readable(&slot.name, &slot.var, grad),
-            None => Err(Error::failed(
-                format!("step {step}"),
-                format!("no gradient reached {}", slot.name),
-            )
-            .hint("the loss does not depend on it; leave its site out of train.params")),
-        };
-        self.slots.iter().map(of).collect()
+    /// What is kept of every learned entry.
+    fn records(&self) -> Records {
+        Records { origin: self.need.origin, average: self.average.is_some() }
     }
 
-    fn counters(&self) -> Vec<u64> {
-        let Memory { scale, best, bad, good, pause, at_floor, window } = &self.memory;
-        let best = [u64::from(best.is_some()), best.unwrap_or(0.0).to_bits()];
-        let fixed = [self.step, scale.to_bits(), *bad, *good, *pause, *at_floor];
-        fixed.into_iter().chain(best).chain(window.iter().map(|x| x.to_bits())).collect()
+    /// The moment as a transform is told.
+    fn turn(&self, key: &str, step: u64) -> Turn {
+        Turn { step, seed: self.seed.split(key), model_params: self.model_params }
     }
 
-    fn set_counters(&mut self, counters: &[u64]) -> Result<()> {
-        let [step, scale, bad, good, pause, at_floor, known, best, window @ ..] = counters else {
-            return Err(Error::input(PROGRESS, "the saved counters are cut short"));
+    /// Variables with their rates, without buffers or records.
+    fn bind(&self, params: &[Param], strict: bool) -> Result<Vec<Slot>> {
+        if params.is_empty() {
+            return Err(Error::input("train.params", "nothing is learned: there is no variable"));
+        }
+        let mut seen = HashSet::new();
+        for Param { name, var, mask } in params {
+            if !seen.insert(name.as_str()) {
+                return Err(Error::failed(name, "is the name of two variables"));
+            }
+            if var.dtype() != DType::F32 || !var.is_contiguous() {
+                let what = format!("expected a contiguous f32 variable, got {:?}", var.dtype());
+                return Err(Error::failed(name, what));
+            }
+            let last = mask.as_ref().and_then(|mask| mask.positions().last());
+            if let Some(last) = last.filter(|last| **last as usize >= var.elem_count()) {
+                let what = format!("its mask has entry {last}, its shape is {:?}", var.dims());
+                return Err(Error::failed(name, what));
+            }
+        }
+        let rates = self.rates(params, strict)?;
+        let slot = |(param, (rates, group)): (&Param, (Rates, usize))| {
+            let cluster = self.update.clip.cluster(&param.name, group);
+            Ok(Slot::new(param, (rates, cluster), self.fisher_of(param)?))
         };
-        self.step = *step;
-        self.memory = Memory {
-            scale: f64::from_bits(*scale),
-            best: (*known == 1).then(|| f64::from_bits(*best)),
-            bad: *bad,
-            good: *good,
-            pause: *pause,
-            at_floor: *at_floor,
-            window: window.iter().map(|x| f64::from_bits(*x)).collect(),
+        params.iter().zip(rates).map(slot).collect()
+    }
+
+    fn rates(&self, params: &[Param], strict: bool) -> Result<Vec<(Rates, usize)>> {
+        groups::resolve(&self.update, &self.plan, params, self.n_layers, strict)
+    }
+
+    /// The Fisher values of a variable, if somebody asks for them.
+    fn fisher_of(&self, Param { name, var, .. }: &Param) -> Result<Option<Tensor>> {
+        if !self.need.fisher {
+            return Ok(None);
+        }
+        let at = "train.update.ewc.fisher";
+        let Some(state) = &self.fisher else {
+            return Err(Error::failed(at, "the file was not read"));
         };
+        let Some(values) = state.get(name) else {
+            return Err(Error::input(at, format!("has no values for {name}"))
+                .hint("the Fisher probe must see every variable that learns"));
+        };
+        let values =
+            pass::readable(name, var.dims(), values.clone()).map_err(|e| Error::within(at, e))?;
+        if with_slice(&values, |f| f.iter().any(|f| !(f.is_finite() && *f >= 0.0)))? {
+            let what = format!("{name} has a value below 0 or not finite");
+            return Err(Error::input(at, what));
+        }
+        Ok(Some(values))
+    }
+
+    /// Refuses a transform that none of the variables answers to.
+    fn expect_use(&self) -> Result<()> {
+        let shapes: Vec<Shape> = self.slots.iter().map(Slot::shape).collect();
+        for (key, transform) in self.update.transforms() {
+            if !transform.chosen(&self.turn(key, 1), &shapes).contains(&true) {
+                let at = format!("train.update.{key}");
+                return Err(Error::input(at, "applies to none of the learned variables")
+                    .hint("their sizes are outside of its limits"));
+            }
+        }
         Ok(())
     }
 
-    /// The name of the schedule in use.
-    pub fn schedule(&self) -> &'static str {
-        self.schedule
+    /// Refuses what would not do with other numbers in the variables.
+    fn expect_training(&self, at: &str) -> Result<()> {
+        match self.weights {
+            Weights::Training => Ok(()),
+            Weights::Lifted => Err(Error::failed(at, "the weights are lifted")
+                .hint("every Stepper::ascend wants a Stepper::descend")),
+            Weights::Exchanged => {
+                Err(Error::failed(at, "the weights are exchanged for evaluation")
+                    .hint("every Stepper::exchange wants a second one"))
+            }
+        }
     }
-}
-
-/// Each counter as four 16-bit limbs, lowest first: a state file holds f32, which is exact for those
-/// and for nothing larger than 2²⁴.
-fn pack(counters: &[u64]) -> Result<Tensor> {
-    let limbs =
-        counters.iter().flat_map(|c| (0..4).map(move |i| ((c >> (16 * i)) & 0xffff) as f32));
-    Ok(Tensor::from_vec(limbs.collect(), (counters.len(), 4), &Device::Cpu)?)
-}
-
-fn unpack(tensor: &Tensor) -> Result<Vec<u64>> {
-    let wrong = || Error::input(PROGRESS, format!("expected limbs, got {:?}", tensor.dims()));
-    let (_, 4) = tensor.dims2().map_err(|_| wrong())? else { return Err(wrong()) };
-    let join = |limbs: Vec<f32>| limbs.iter().rev().fold(0u64, |c, x| (c << 16) | *x as u64);
-    Ok(tensor.to_vec2::<f32>()?.into_iter().map(join).collect())
 }

@@ -29,15 +29,18 @@ const MAY: &[(&str, &[&str])] = &[
     ("train", &["core", "kernels", "model", "params", "loss", "update", "decode"]),
     ("serve", &["core", "kernels", "model", "params", "loss", "update", "decode"]),
     ("recipe", BELOW_RECIPE),
+    ("reproduce", BELOW_REPRODUCE),
     ("cli", BELOW_CLI),
     ("xtask", &["core"]),
 ];
 
-const BELOW_RECIPE: &[&str] = BELOW_CLI.split_at(BELOW_CLI.len() - 1).0;
+const BELOW_RECIPE: &[&str] = BELOW_CLI.split_at(BELOW_CLI.len() - 2).0;
+
+const BELOW_REPRODUCE: &[&str] = BELOW_CLI.split_at(BELOW_CLI.len() - 1).0;
 
 const BELOW_CLI: &[&str] = &[
     "core", "kernels", "model", "data", "weights", "rollout", "probe", "params", "loss", "update",
-    "decode", "train", "serve", "recipe",
+    "decode", "train", "serve", "recipe", "reproduce",
 ];
 
 /// Left in a manifest while many people build at once; must be gone when they are done.

@@ -22,7 +22,7 @@ use crate::{
     verb::{
         bar,
         columns::{Side, aligned},
-        model_args::{ModelArgs, check_adapter, is_adapter},
+        model_args::{ModelArgs, check_adapter},
         pull::bring,
     },
 };
@@ -210,7 +210,7 @@ impl Args {
                     .hint("give the tuned model with --adapter, or another model to compare with")),
             };
         }
-        if is_adapter(path) {
+        if luthier_params::is_adapter(path) {
             return Ok(Other::Adapter(path.to_path_buf()));
         }
         if path.is_dir() && !path.join("config.json").is_file() {

@@ -1,5 +1,6 @@
 //! One file per verb: its arguments and what it does with them.
 
+pub mod adapter;
 mod bar;
 pub mod chat;
 mod columns;
@@ -13,6 +14,7 @@ pub mod plan;
 pub mod pull;
 pub mod quickstart;
 pub mod report;
+pub mod reproduce;
 pub mod run;
 mod sampling_args;
 pub mod show;

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use luthier_core::{Error, Policy, Result, io};
-use luthier_params::peft;
+use luthier_core::{Error, Policy, Result};
+use luthier_params::{is_adapter, own, peft};
 use luthier_recipe::{Opened, Precision, open_for};
 
 use crate::verb::pull::bring;
@@ -63,11 +63,6 @@ impl ModelArgs {
     }
 }
 
-/// Whether a folder holds an adapter.
-pub fn is_adapter(dir: &Path) -> bool {
-    dir.join(peft::CONFIG).is_file()
-}
-
 /// Refuses a folder that is no adapter, before a model is loaded for it.
 pub fn check_adapter(dir: &Path) -> Result<()> {
     if is_adapter(dir) {
@@ -77,7 +72,8 @@ pub fn check_adapter(dir: &Path) -> Result<()> {
     if !dir.exists() {
         return Err(Error::input(at, "there is no such adapter folder"));
     }
-    let error = Error::input(at, format!("is no adapter: it holds no {}", peft::CONFIG));
+    let what = format!("is no adapter: it holds no {} or {}", peft::CONFIG, own::CONFIG);
+    let error = Error::input(at, what);
     Err(if dir.join("config.json").is_file() {
         error.hint("this is a whole model; give it as --model")
     } else {
@@ -88,11 +84,9 @@ pub fn check_adapter(dir: &Path) -> Result<()> {
 /// The base that an adapter names.
 fn base_of(adapter: &Path) -> Result<String> {
     check_adapter(adapter)?;
-    let path = adapter.join(peft::CONFIG);
-    let config: serde_json::Value = io::read_json(&path)?;
-    match config.get("base_model_name_or_path").and_then(serde_json::Value::as_str) {
-        Some(base) if !base.is_empty() => Ok(base.to_string()),
-        _ => Err(Error::input(path.display().to_string(), "names no base model")
-            .hint("say which model it belongs to with --model")),
-    }
+    let (file, name) = luthier_params::base_of(adapter)?;
+    name.ok_or_else(|| {
+        Error::input(file.display().to_string(), "names no base model")
+            .hint("say which model it belongs to with --model")
+    })
 }

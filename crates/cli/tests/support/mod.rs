@@ -8,7 +8,7 @@ use std::{
 };
 
 use candle_core::{Device, Tensor};
-use luthier_core::{Model, Seed};
+use luthier_core::{Model, Param, Seed};
 use luthier_model::{
     Decoder, ModelConfig, Precision, Source, Tokenizer,
     names::tensors,
@@ -103,15 +103,15 @@ pub fn adapter(base: &Path, dir: &Path) -> PathBuf {
     let model: Arc<dyn Model> =
         Arc::new(Decoder::load(&source, Precision::F32, |_, _| ()).unwrap());
     let lora = Lora { r: 4, alpha: 8.0, ..Lora::default() };
-    let params = Params { lora: Some(lora.clone()), full: None };
+    let params = Params { lora: Some(lora), ..Params::default() };
     let bound = params.bind(&model, Seed(3)).unwrap();
-    for (name, var) in &bound.vars {
+    for Param { name, var, .. } in &bound.params {
         let mut rng = Seed(4).split(name).rng();
         let values: Vec<f32> = (0..var.elem_count()).map(|_| 0.3 * rng.normal() as f32).collect();
         var.set(&Tensor::from_vec(values, var.dims(), &Device::Cpu).unwrap()).unwrap();
     }
     let sha256 = Some(source.sha256().unwrap().to_string());
     let base = peft::Base { name: base.display().to_string(), sha256 };
-    peft::save(dir, &lora, &bound.vars, model.sites(), &base).unwrap();
+    peft::save(dir, &bound, model.sites(), &base).unwrap();
     dir.to_path_buf()
 }

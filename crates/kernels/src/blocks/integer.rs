@@ -123,7 +123,8 @@ mod wide {
         a: usize,
         y: &Columns,
     ) {
-        let rows: [&[u8]; R] = std::array::from_fn(|k| blocks.row(r + k));
+        let row = |k| blocks.row(r + k).expect("kernels are those of file formats");
+        let rows: [&[u8]; R] = std::array::from_fn(row);
         let mut sums = [[_mm512_setzero_ps(); N]; R];
         let whole = rows[0].len() / F::BYTES;
         for block in 0..whole {

@@ -75,6 +75,8 @@ pub enum Output {
 
 /// Rows of the left operand packed at a time: with [`DEPTH`] steps each, 576 KiB.
 const ROWS: usize = 384;
+/// Panels of quantised numbers that stay while all rows pass by them: 3 MiB at most.
+const PANELS: usize = 64;
 /// Multiplications below which one thread does it all.
 const SMALL: usize = 1 << 20;
 
@@ -259,8 +261,17 @@ fn steps(lines: &mut [Line]) -> &mut [u32] {
 
 impl Job<'_> {
     fn run(&self, rows: Range<usize>, columns: Range<usize>) {
+        // Expanding quantised numbers is dear enough to do it once, not for each part of the rows.
+        let blocks = |t: &Term| matches!(t.b.data, Numbers::Blocks(_));
+        let stay = rows.len() > ROWS && self.terms.iter().any(blocks);
+        let most = if stay { PANELS * WIDTH } else { columns.len().max(1) };
         // Nothing below calls back into a product, so the buffers of this thread are free.
-        PACKED.with_borrow_mut(|packed| self.blocks(rows, columns, packed));
+        PACKED.with_borrow_mut(|packed| {
+            for j in columns.clone().step_by(most) {
+                let columns = j..columns.end.min(j + most);
+                self.blocks(rows.clone(), columns, stay, packed);
+            }
+        });
     }
 
     /// The steps of all terms end to end, cut into as few equal parts as fit a panel.
@@ -269,9 +280,11 @@ impl Job<'_> {
         (0..parts).map(move |d| total * d / parts..total * (d + 1) / parts)
     }
 
-    fn blocks(&self, rows: Range<usize>, columns: Range<usize>, packed: &mut Packed) {
+    /// Part of the product; with `stay`, the panels of all its columns are there side by side.
+    fn blocks(&self, rows: Range<usize>, columns: Range<usize>, stay: bool, packed: &mut Packed) {
         let Packed { left, panel, scratch } = packed;
-        let panel = grown(panel, DEPTH * WIDTH);
+        let panels = if stay { columns.len().div_ceil(WIDTH) } else { 1 };
+        let panels = grown(panel, panels * DEPTH * WIDTH);
         let scratch = grown(scratch, DEPTH * WIDTH);
         let left = grown(left, ROWS.min(rows.len()) * DEPTH);
         let highest = height(self.level);
@@ -289,10 +302,15 @@ impl Job<'_> {
                 let tiles = height.div_ceil(highest);
                 for j0 in columns.clone().step_by(WIDTH) {
                     let width = WIDTH.min(columns.end - j0);
-                    self.each(&depth, |term, at, span| {
-                        let operand = Operand { kind: self.kind, view: term.b, k: term.k, span };
-                        operand.panel((j0, width), &mut panel[at * WIDTH..], scratch);
-                    });
+                    let at = if stay { (j0 - columns.start) * DEPTH } else { 0 };
+                    let panel = &mut panels[at..][..DEPTH * WIDTH];
+                    if part == 0 || !stay {
+                        self.each(&depth, |term, at, span| {
+                            let view = term.b;
+                            let operand = Operand { kind: self.kind, view, k: term.k, span };
+                            operand.panel((j0, width), &mut panel[at * WIDTH..], scratch);
+                        });
+                    }
                     for i in 0..tiles {
                         let (r, end) = (height * i / tiles, height * (i + 1) / tiles);
                         // SAFETY: the packed rows and the panel hold `depth.len()` steps; the

@@ -15,6 +15,10 @@ use crate::{
     simd::vectorised,
 };
 
+/// Rows of quantised numbers expanded at a time, to 8 KiB.
+#[cfg(target_arch = "x86_64")]
+const STRIP: usize = 64;
+
 /// Numbers per step.
 pub(super) fn per_step(step: Step) -> usize {
     match step {
@@ -147,9 +151,26 @@ impl Operand<'_> {
                         x86::pairs_f32(x.as_ptr().add(at), stride, whole, out.as_mut_ptr());
                         done = whole;
                     }
-                    Numbers::Blocks(_) => {}
+                    Numbers::Blocks(x) => {
+                        let mut strip = [[0f32; WIDTH]; STRIP];
+                        for s in (0..whole).step_by(STRIP / 2) {
+                            let (steps, at) = ((whole - s).min(STRIP / 2), at + 2 * s * stride);
+                            x.strip(at, stride, &mut strip[..2 * steps]);
+                            let out = out.as_mut_ptr().add(s * WIDTH);
+                            x86::pairs_f32(strip.as_flattened().as_ptr(), WIDTH, steps, out);
+                        }
+                        done = whole;
+                    }
                 }
             }
+        }
+        if let (Step::F32, WIDTH, Numbers::Blocks(x)) = (self.kind.step, width, data) {
+            let out = floats(&mut out[..(s1 - s0) * WIDTH]);
+            x.strip(at, stride, out.as_chunks_mut().0);
+            if self.kind.round {
+                round(out);
+            }
+            done = s1 - s0;
         }
         let (mut first, mut second) = ([0f32; WIDTH], [0f32; WIDTH]);
         let steps = out.chunks_exact_mut(WIDTH).enumerate().take(s1 - s0).skip(done);

@@ -1,4 +1,4 @@
-//! Linear maps that read the same input, each with its low-rank addition: forward and backward.
+//! Linear maps that read the same input, each with its low-rank additions: forward and backward.
 
 use candle_core::{CpuStorage, Layout, Storage, StorageRef, Tensor};
 use luthier_core::{Error, Found, Gradient, LowRank, Result};
@@ -37,63 +37,73 @@ impl std::ops::Deref for Read<'_> {
     }
 }
 
-/// A linear map and what a hook adds to it.
+/// A linear map and what hooks add to it.
 pub(super) struct Branch<'a> {
     pub(super) lin: &'a Linear,
-    pub(super) low: Option<&'a LowRank>,
+    pub(super) low: &'a [LowRank],
 }
 
 impl Branch<'_> {
     /// Whether anything here learns.
     pub(super) fn learns(&self) -> bool {
         let bias = self.lin.bias.as_ref().is_some_and(Tensor::is_variable);
-        self.low.is_some() || bias || matches!(self.lin.weight, Weight::Learned(..))
-    }
-
-    fn rank(&self) -> usize {
-        self.low.map_or(0, |low| low.a_ri.dims()[0])
+        let low = self.low.iter().any(|low| low.a_ri.is_variable() || low.b_or.is_variable());
+        low || bias || self.lin.weight.learned().is_some()
     }
 }
 
 /// The numbers of a branch while it is computed.
 struct Operands<'a> {
     w_oi: Matrix<'a>,
-    low: Option<(Read<'a>, Read<'a>)>,
+    low: Vec<Factors<'a>>,
     o: usize,
+    /// Of all additions together.
     r: usize,
+}
+
+/// A low-rank addition and its numbers.
+struct Factors<'a> {
+    of: &'a LowRank,
+    a_ri: Read<'a>,
+    b_or: Read<'a>,
+    r: usize,
+}
+
+impl<'a> Factors<'a> {
+    fn new(of: &'a LowRank) -> Result<Self> {
+        let r = of.a_ri.dims()[0];
+        Ok(Factors { of, a_ri: Read::new(&of.a_ri)?, b_or: Read::new(&of.b_or)?, r })
+    }
+
+    fn b_or(&self) -> View<'_> {
+        View::rows(&*self.b_or, self.r)
+    }
 }
 
 enum Matrix<'a> {
     Frozen(View<'a>),
-    Learned(Read<'a>, usize),
+    Dense(Read<'a>, usize),
 }
 
 impl<'a> Operands<'a> {
     fn new(branch: &'a Branch) -> Result<Self> {
         let (w_oi, o) = match &branch.lin.weight {
             Weight::Frozen(w) => (Matrix::Frozen(w.view()), w.dims().0),
-            Weight::Learned(w, _) => {
+            Weight::Dense(w, _) => {
                 let (o, i) = w.dims2()?;
-                (Matrix::Learned(Read::new(w)?, i), o)
+                (Matrix::Dense(Read::new(w)?, i), o)
             }
         };
-        let low = match branch.low {
-            Some(low) => Some((Read::new(&low.a_ri)?, Read::new(&low.b_or)?)),
-            None => None,
-        };
-        Ok(Operands { w_oi, low, o, r: branch.rank() })
+        let low = branch.low.iter().map(Factors::new).collect::<Result<Vec<_>>>()?;
+        let r = low.iter().map(|low| low.r).sum();
+        Ok(Operands { w_oi, low, o, r })
     }
 
     fn w_oi(&self) -> View<'_> {
         match &self.w_oi {
             Matrix::Frozen(view) => *view,
-            Matrix::Learned(w, i) => View::rows(&**w, *i),
+            Matrix::Dense(w, i) => View::rows(&**w, *i),
         }
-    }
-
-    /// The factors `(r, in)` and `(out, r)`.
-    fn factors(&self, i: usize) -> Option<(View<'_>, View<'_>)> {
-        self.low.as_ref().map(|(a, b)| (View::rows(&**a, i), View::rows(&**b, self.r)))
     }
 }
 
@@ -124,7 +134,7 @@ impl Fan<'_> {
     }
 
     /// Sets or adds each branch's output. Returns the narrow products `scale · x Aᵀ` of all
-    /// branches side by side.
+    /// additions side by side.
     pub(super) fn forward(
         &self,
         x_ni: Numbers,
@@ -139,11 +149,13 @@ impl Fan<'_> {
         let mut column = 0;
         for ((branch, p), out) in self.branches.iter().zip(&operands).zip(outs) {
             let mut terms = vec![Term { a: x, b: p.w_oi().t(), k: i }];
-            if let (Some((_, b)), Some(t)) = (p.factors(i), &t) {
-                let t = View::rows(t.numbers(), r_all).from(0, column);
-                terms.push(Term { a: t, b: b.t(), k: p.r });
+            for low in &p.low {
+                if let Some(t) = &t {
+                    let t = View::rows(t.numbers(), r_all).from(0, column);
+                    terms.push(Term { a: t, b: low.b_or().t(), k: low.r });
+                }
+                column += low.r;
             }
-            column += p.r;
             product(precision, n, p.o, &terms, output, out, p.o);
             if let Some(bias) = &branch.lin.bias {
                 let bias = Read::new(bias)?;
@@ -164,11 +176,10 @@ impl Fan<'_> {
         // All first factors under each other and scaled, for one product.
         let mut a = Buffer::new(r_all * i);
         let mut rest = &mut a[..];
-        for (p, branch) in operands.iter().zip(self.branches) {
-            let (Some((from, _)), Some(low)) = (&p.low, branch.low) else { continue };
+        for low in operands.iter().flat_map(|p| &p.low) {
             let to;
-            (to, rest) = rest.split_at_mut(p.r * i);
-            to.iter_mut().zip(&**from).for_each(|(to, a)| *to = low.scale * a);
+            (to, rest) = rest.split_at_mut(low.r * i);
+            to.iter_mut().zip(&*low.a_ri).for_each(|(to, a)| *to = low.of.scale * a);
         }
         let mut t = Buffer::new(n * r_all);
         let term = Term { a: x, b: View::rows(&a, i).t(), k: i };
@@ -191,14 +202,15 @@ impl Fan<'_> {
         let r_all: usize = operands.iter().map(|p| p.r).sum();
         let mut dt = Buffer::new(n * r_all);
         let mut column = 0;
-        for ((branch, p), dy) in self.branches.iter().zip(&operands).zip(dys) {
-            let (Some((_, b)), Some(low)) = (p.factors(i), branch.low) else { continue };
-            let term = Term { a: View::rows(dy.numbers(), p.o), b, k: p.o };
-            product(precision, n, p.r, &[term], Output::Set, &mut dt[column..], r_all);
-            for row in dt.chunks_exact_mut(r_all) {
-                row[column..column + p.r].iter_mut().for_each(|dt| *dt *= low.scale);
+        for (p, dy) in operands.iter().zip(dys) {
+            for low in &p.low {
+                let term = Term { a: View::rows(dy.numbers(), p.o), b: low.b_or(), k: p.o };
+                product(precision, n, low.r, &[term], Output::Set, &mut dt[column..], r_all);
+                for row in dt.chunks_exact_mut(r_all) {
+                    row[column..column + low.r].iter_mut().for_each(|dt| *dt *= low.of.scale);
+                }
+                column += low.r;
             }
-            column += p.r;
         }
         let dt = (r_all > 0).then(|| Kept::take(precision, dt));
         if let Some(dx) = dx {
@@ -206,29 +218,39 @@ impl Fan<'_> {
             let mut column = 0;
             for (p, dy) in operands.iter().zip(dys) {
                 terms.push(Term { a: View::rows(dy.numbers(), p.o), b: p.w_oi(), k: p.o });
-                if let (Some((a, _)), Some(dt)) = (p.factors(i), &dt) {
-                    let dt = View::rows(dt.numbers(), r_all).from(0, column);
-                    terms.push(Term { a: dt, b: a, k: p.r });
+                for low in &p.low {
+                    if let Some(dt) = &dt {
+                        let dt = View::rows(dt.numbers(), r_all).from(0, column);
+                        terms.push(Term { a: dt, b: View::rows(&*low.a_ri, i), k: low.r });
+                    }
+                    column += low.r;
                 }
-                column += p.r;
             }
             product(precision, n, i, &terms, Output::Set, dx, i);
         }
-        let weights = self.branches.iter().any(|b| matches!(b.lin.weight, Weight::Learned(..)));
+        let weights = self.branches.iter().any(|b| b.lin.weight.learned().is_some());
+        let mut low = operands.iter().flat_map(|p| &p.low).map(|low| low.of);
+        let firsts = low.clone().any(|low| low.a_ri.is_variable());
+        let seconds = low.any(|low| low.b_or.is_variable());
         let again;
         let x = match x {
-            _ if r_all == 0 && !weights => None,
+            _ if !firsts && !weights => None,
             Input::Kept(x) => Some(x),
             Input::Again(x) => {
                 again = x();
                 Some(&again)
             }
         };
-        if let (Some(x), Some(dt)) = (x, &dt) {
-            self.factors(x, t, dt, dys, &operands, found)?;
+        if let Some(x) = x.filter(|_| firsts)
+            && let Some(dt) = &dt
+        {
+            self.first_factors(x, dt, &operands, found)?;
+        }
+        if let Some(t) = t.filter(|_| seconds) {
+            self.second_factors(t, dys, &operands, found)?;
         }
         for ((branch, p), dy) in self.branches.iter().zip(&operands).zip(dys) {
-            if let (Weight::Learned(w, _), Some(x)) = (&branch.lin.weight, x) {
+            if let (Some(w), Some(x)) = (branch.lin.weight.learned(), x) {
                 let mut dw = Buffer::new(p.o * i);
                 let dy = View::rows(dy.numbers(), p.o).t();
                 let term = Term { a: dy, b: View::rows(x.numbers(), i), k: n };
@@ -252,13 +274,11 @@ impl Fan<'_> {
         Ok(())
     }
 
-    /// Gradients of the low-rank factors.
-    fn factors(
+    /// Gradients of the low-rank additions' first factors, all of them in one product.
+    fn first_factors(
         &self,
         x: &Kept,
-        t: Option<&Kept>,
         dt: &Kept,
-        dys: &[&Kept],
         operands: &[Operands],
         found: &mut Found,
     ) -> Result<()> {
@@ -268,23 +288,48 @@ impl Fan<'_> {
         let (dt, x) = (View::rows(dt.numbers(), r_all).t(), View::rows(x.numbers(), i));
         product(precision, r_all, i, &[Term { a: dt, b: x, k: n }], Output::Set, &mut da, i);
         let mut column = 0;
-        for ((branch, p), dy) in self.branches.iter().zip(operands).zip(dys) {
-            let (Some(low), Some(t)) = (branch.low, t) else { continue };
-            let part = da[column * i..(column + p.r) * i].to_vec();
-            let da = Tensor::from_vec(part, (p.r, i), low.a_ri.device())?;
-            found(&low.a_ri, Gradient::Dense(da))?;
-            // The other way round is faster: the few columns become rows, and dy is read in order.
-            let mut turned = Buffer::new(p.r * p.o);
-            let t = View::rows(t.numbers(), r_all).from(0, column).t();
-            let term = Term { a: t, b: View::rows(dy.numbers(), p.o), k: n };
-            product(precision, p.r, p.o, &[term], Output::Set, &mut turned, p.o);
-            let mut db = vec![0f32; p.o * p.r];
-            for (r, row) in turned.chunks_exact(p.o).enumerate() {
-                db.iter_mut().skip(r).step_by(p.r).zip(row).for_each(|(db, x)| *db = *x);
+        for low in operands.iter().flat_map(|p| &p.low) {
+            if low.of.a_ri.is_variable() {
+                let part = da[column * i..(column + low.r) * i].to_vec();
+                let da = Tensor::from_vec(part, (low.r, i), low.of.a_ri.device())?;
+                found(&low.of.a_ri, Gradient::Dense(da))?;
             }
-            let db = Tensor::from_vec(db, (p.o, p.r), low.b_or.device())?;
-            found(&low.b_or, Gradient::Dense(db))?;
-            column += p.r;
+            column += low.r;
+        }
+        Ok(())
+    }
+
+    /// Gradients of the low-rank additions' second factors.
+    fn second_factors(
+        &self,
+        t: &Kept,
+        dys: &[&Kept],
+        operands: &[Operands],
+        found: &mut Found,
+    ) -> Result<()> {
+        let Fan { n, precision, .. } = *self;
+        let r_all: usize = operands.iter().map(|p| p.r).sum();
+        let mut column = 0;
+        for (p, dy) in operands.iter().zip(dys) {
+            for low in &p.low {
+                let at = column;
+                column += low.r;
+                if !low.of.b_or.is_variable() {
+                    continue;
+                }
+                // The other way round is faster: the few columns become rows, and dy is read in
+                // order.
+                let mut turned = Buffer::new(low.r * p.o);
+                let t = View::rows(t.numbers(), r_all).from(0, at).t();
+                let term = Term { a: t, b: View::rows(dy.numbers(), p.o), k: n };
+                product(precision, low.r, p.o, &[term], Output::Set, &mut turned, p.o);
+                let mut db = vec![0f32; p.o * low.r];
+                for (r, row) in turned.chunks_exact(p.o).enumerate() {
+                    db.iter_mut().skip(r).step_by(low.r).zip(row).for_each(|(db, x)| *db = *x);
+                }
+                let db = Tensor::from_vec(db, (p.o, low.r), low.of.b_or.device())?;
+                found(&low.of.b_or, Gradient::Dense(db))?;
+            }
         }
         Ok(())
     }

@@ -21,12 +21,12 @@ use super::{
 };
 use crate::weight::{Linear, Norm};
 
-/// One block as the fused passes see it: frozen or learned weights and at most one low-rank
-/// addition at each linear site.
+/// One block as the fused passes see it: frozen or learned weights and low-rank additions at its
+/// linear sites.
 pub(super) struct Block {
     pub(super) layer: Layer,
     /// At q, k, v, o, gate, up, down.
-    pub(super) low: [Option<LowRank>; 7],
+    pub(super) low: [Vec<LowRank>; 7],
     pub(super) rows: Arc<Rows>,
     pub(super) heads: Heads,
     /// `None`: the block does not rotate.
@@ -77,19 +77,15 @@ impl Decoder {
         if plain.into_iter().any(|site| hooks.watched(site)) {
             return None;
         }
-        let mut low: [Option<LowRank>; 7] = Default::default();
+        let mut low: [Vec<LowRank>; 7] = Default::default();
         for (slot, lin) in low.iter_mut().zip(layer.linears()) {
-            match hooks.get(lin.site) {
-                [] => {}
-                [hook] => {
-                    let it = hook.low_rank()?;
-                    let whole = it.a_ri.is_contiguous() && it.b_or.is_contiguous();
-                    if !whole || (it.dropout > 0.0 && ctx.noise.is_some()) {
-                        return None;
-                    }
-                    *slot = Some(it);
+            for hook in hooks.get(lin.site) {
+                let it = hook.low_rank()?;
+                let whole = it.a_ri.is_contiguous() && it.b_or.is_contiguous();
+                if !whole || (it.dropout > 0.0 && ctx.noise.is_some()) {
+                    return None;
                 }
-                _ => return None,
+                slot.push(it);
             }
         }
         let rotates = !self.config.no_rope_layers.get(l).copied().unwrap_or(false);
@@ -138,7 +134,7 @@ impl Decoder {
 
 impl Block {
     fn branch(&self, i: usize) -> Branch<'_> {
-        Branch { lin: self.layer.linears()[i], low: self.low[i].as_ref() }
+        Branch { lin: self.layer.linears()[i], low: &self.low[i] }
     }
 
     pub(super) fn branches<const K: usize>(&self, at: [usize; K]) -> [Branch<'_>; K] {

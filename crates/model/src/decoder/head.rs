@@ -31,7 +31,7 @@ pub(super) fn forward(
     let mut x = vec![0f32; h.len()];
     norm::forward(&h, &scale, norm.eps, &mut x);
     let need_x = below || norm.scale_d.is_variable();
-    let learned = matches!(weight, Weight::Learned(..));
+    let learned = weight.learned().is_some();
     let (logp, pass) = Pass::new(weight.head(), x, targets_m, need_x)?;
     drop((scale, h));
     let logp_m = Tensor::from_vec(logp, targets_m.len(), h_md.device())?;
@@ -73,12 +73,12 @@ impl Tape for HeadTape {
             true => Some(pass.grad_hidden(weight.head(), &g_m)?),
             false => None,
         };
-        if let Weight::Learned(w, precision) = weight {
-            let head = w.clone();
+        if let Some(w) = weight.learned() {
+            let (head, precision) = (w.clone(), weight.precision());
             let add = move |sum: &mut [f32]| {
                 Ok(pass.grad_head(HeadWeight::Learned(&head, precision), &g_m, sum)?)
             };
-            found(&w, Gradient::Into(Box::new(add)))?;
+            found(w, Gradient::Into(Box::new(add)))?;
         }
         let Some(dx) = dx else { return Ok(None) };
         let (scale, h) = (Read::new(&norm.scale_d)?, Read::new(&h_md)?);

@@ -2,20 +2,43 @@
 //!
 //! Linear sites: `y ← y + s · (dropout(x) · Aᵀ · Bᵀ + b)`, folded `W + s · B · A`, `bias + s · b`.
 //! Embedding: `y ← y + s · A[:, ids]ᵀ · Bᵀ`, folded `E + s · (B · A)ᵀ`.
-//! `s = alpha / r`, or `alpha / √r` with `rslora`. **Departures**: (1) a rank above the smaller width
-//! of a site is refused when training, because the surplus can learn nothing.
+//! `s = alpha / r`, or `alpha / √r` with `rslora`.
+//!
+//! `init` says where A and B begin at linear sites; everywhere but with `pissa`, `olora`, `loftq` and
+//! `orthogonal` (whose A and B are random with a product of 0) B begins at 0:
+//!
+//! | `init` | A and B |
+//! |---|---|
+//! | `kaiming`, `gaussian` | A uniform within `1 / √in`, or normal with deviation `1 / r` |
+//! | `pissa` (Meng et al. 2024) | `s B A` is the weight's best approximation of rank r |
+//! | `olora` (Büyükakyüz 2024) | `B A` from the first r columns of its QR decomposition |
+//! | `loftq` (Li et al. 2023) | `s B A` is the best approximation of what quantising the base lost |
+//! | `eva` | A from a probe of the site's inputs: [`Eva`] |
+//!
+//! With `pissa` and `olora` the weight gives up what the factors begin as, `W − s · B₀ · A₀`; here by a
+//! constant hook, so that the base stays the base. **Departures**: (1) a rank above the smaller width
+//! of a site is refused when training, because the surplus can learn nothing; (2) `loftq` makes one
+//! round, for more of them would need another base, and divides by s, which PEFT leaves out.
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use candle_core::{DType, Tensor, Var};
-use luthier_core::{
-    Affine, At, Error, Hook, Hooks, LowRank, Model, Policy, Result, SiteInfo, SiteKind, SiteMap,
-};
+use candle_core::Tensor;
+use luthier_core::{Error, Hook, Policy, Result, SiteInfo, SiteKind, SiteMap};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::{Form, Globs, Init, Scope, dropout::dropout, globs::overrides};
+use crate::{Form, Globs, Init, Scope, globs::overrides};
 
-const KEY: &str = "train.params.lora";
+mod dora;
+mod eva;
+mod factor;
+mod hook;
+mod start;
+
+pub use eva::Eva;
+use start::{Known, Start};
+
+pub(crate) const KEY: &str = "train.params.lora";
 
 /// `[train.params.lora]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,14 +52,19 @@ pub struct Lora {
     pub dropout: f64,
     /// Scale by `alpha / √r` instead of `alpha / r`.
     pub rslora: bool,
+    /// Learn the lengths of the weight's rows apart from their directions.
+    pub dora: bool,
     /// Whether the addition has a bias of its own.
     pub bias: bool,
-    /// How A begins; B begins at 0.
+    /// Where A and B begin.
     pub init: LoraInit,
     /// Sites to adapt.
     pub at: Globs,
     /// Sites among them that stay as they are.
     pub exclude: Globs,
+    /// How `init = "eva"` measures and gives out ranks.
+    #[serde(skip_serializing_if = "Eva::is_default")]
+    pub eva: Eva,
     /// Other ranks, by glob.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub rank_pattern: BTreeMap<String, usize>,
@@ -45,15 +73,32 @@ pub struct Lora {
     pub alpha_pattern: BTreeMap<String, f64>,
 }
 
-/// How the first factor begins.
+/// Where the factors begin at linear sites.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LoraInit {
-    /// Uniform within `1 / √in`.
+    /// A uniform within `1 / √in`, B at 0.
     #[default]
     Kaiming,
-    /// Normal with deviation `1 / r`.
+    /// A normal with deviation `1 / r`, B at 0.
     Gaussian,
+    /// Both random, their product 0.
+    Orthogonal,
+    /// At the weight's leading singular vectors, which the weight gives up.
+    Pissa,
+    /// At the first columns of the weight's QR decomposition, which the weight gives up.
+    Olora,
+    /// At what a quantised weight lacks of the exact one.
+    Loftq,
+    /// A at the main directions of the site's inputs, B at 0.
+    Eva,
+}
+
+impl LoraInit {
+    /// Whether the weight gives up what the factors begin as.
+    pub(crate) fn removes(self) -> bool {
+        matches!(self, LoraInit::Pissa | LoraInit::Olora)
+    }
 }
 
 impl Default for Lora {
@@ -63,10 +108,12 @@ impl Default for Lora {
             alpha: 32.0,
             dropout: 0.0,
             rslora: false,
+            dora: false,
             bias: false,
             init: LoraInit::Kaiming,
             at: "layers.*.{attn.{q,k,v,o},mlp.{gate,up,down}}".into(),
             exclude: Globs::default(),
+            eva: Eva::default(),
             rank_pattern: BTreeMap::new(),
             alpha_pattern: BTreeMap::new(),
         }
@@ -86,7 +133,12 @@ pub struct Target<'s> {
     pub scale: f64,
 }
 
-impl Target<'_> {
+impl<'s> Target<'s> {
+    pub(crate) fn new(site: &'s SiteInfo, r: usize, alpha: f64, rslora: bool) -> Self {
+        let by = if rslora { (r as f64).sqrt() } else { r as f64 };
+        Target { site, r, alpha, scale: alpha / by }
+    }
+
     /// Input and output width; for the embedding, vocabulary and width.
     pub fn widths(&self) -> (usize, usize) {
         match self.site.kind {
@@ -98,19 +150,36 @@ impl Target<'_> {
 }
 
 impl Lora {
+    /// Whether a probe must first measure the inputs of [`Lora::targets`]: `S.components`, `S.ratio`
+    /// and `S.singular_values` for each linear site S among them.
+    pub fn needs_activations(&self) -> bool {
+        self.init == LoraInit::Eva
+    }
+
+    /// Whether the weights of [`Lora::targets`] must be given as they were before the base was
+    /// quantised: `S.weight` for each linear site S among them.
+    pub fn needs_weights(&self) -> bool {
+        self.init == LoraInit::Loftq
+    }
+
     /// The sites that would be adapted and how, for a plan. Settings without a meaning are refused.
     pub fn targets<'s>(&self, sites: &'s SiteMap) -> Result<Vec<Target<'s>>> {
         self.check()?;
         let targets = self.resolve(sites)?;
         for target in &targets {
             let ((i, o), Target { site, r, .. }) = (target.widths(), target);
+            let key = || format!("{KEY}.{}", if *r == self.r { "r" } else { "rank_pattern" });
             if *r == 0 || *r > i.min(o) {
-                let key = if *r == self.r { "r" } else { "rank_pattern" };
                 let what =
                     format!("{}: expected a rank from 1 to {}, got {r}", site.name, i.min(o));
-                return Err(Error::input(format!("{KEY}.{key}"), what));
+                return Err(Error::input(key(), what));
             }
-            if self.bias && matches!(site.kind, SiteKind::Embed { .. }) {
+            let linear = matches!(site.kind, SiteKind::Linear { .. });
+            if linear && self.init == LoraInit::Orthogonal && !r.is_multiple_of(2) {
+                let what = format!("{}: init = \"orthogonal\" needs an even rank", site.name);
+                return Err(Error::input(key(), format!("{what}, got {r}")));
+            }
+            if self.bias && !linear {
                 let what = "an embedding cannot have a LoRA bias";
                 return Err(Error::input(format!("{KEY}.bias"), what)
                     .hint("set exclude = \"embed\", or bias = false"));
@@ -127,9 +196,7 @@ impl Lora {
         let ranks = overrides(&format!("{KEY}.rank_pattern"), &self.rank_pattern, &found)?;
         let alphas = overrides(&format!("{KEY}.alpha_pattern"), &self.alpha_pattern, &found)?;
         let target = |((site, r), alpha): ((_, Option<usize>), Option<f64>)| {
-            let (r, alpha) = (r.unwrap_or(self.r), alpha.unwrap_or(self.alpha));
-            let by = if self.rslora { (r as f64).sqrt() } else { r as f64 };
-            Target { site, r, alpha, scale: alpha / by }
+            Target::new(site, r.unwrap_or(self.r), alpha.unwrap_or(self.alpha), self.rslora)
         };
         Ok(found.into_iter().zip(ranks).zip(alphas).map(target).collect())
     }
@@ -146,113 +213,132 @@ impl Lora {
                 return Err(Error::input(format!("{KEY}.{key}"), what));
             }
         }
+        if self.dora && self.bias {
+            return Err(Error::input(format!("{KEY}.dora"), "cannot be combined with bias = true")
+                .hint("PEFT has no file for both; keep one of them"));
+        }
+        if self.init != LoraInit::Eva && !self.eva.is_default() {
+            return Err(Error::input(format!("{KEY}.eva"), "is set, but init is another")
+                .hint("set init = \"eva\""));
+        }
+        self.eva.check()
+    }
+
+    fn bind_one(
+        &self,
+        policy: &mut Policy,
+        target: &Target,
+        start: Start,
+        scope: &mut Scope,
+    ) -> Result<()> {
+        let (Target { site, r, scale, .. }, (i, o)) = (*target, target.widths());
+        let model = policy.model.clone();
+        let mut bind = |hook: Arc<dyn Hook>| policy.hooks.bind(site.id, hook);
+        let mut own = |part: &str, dims: &[usize], init: Init, at: Option<Tensor>| match at {
+            Some(at) => scope.own_at(site, part, &at),
+            None => scope.own(site, part, dims, init),
+        };
+        if let SiteKind::Embed { .. } = site.kind {
+            // The other way round than at a linear site: the lookup is 0, so the start is no change.
+            let a_rv = own("lora_embedding_A", &[r, i], Init::Zeros, None)?;
+            let b_dr = own("lora_embedding_B", &[o, r], Init::Normal(1.0), None)?;
+            let low = hook::Embed { a_rv, b_dr, scale };
+            if self.dora {
+                let m_d = own(MAGNITUDE, &[o], Init::Ones, start.lengths)?;
+                bind(Arc::new(dora::Table::new(low, m_d, &model, site.id)));
+            } else {
+                bind(Arc::new(low));
+            }
+            return Ok(());
+        }
+        let init = match self.init {
+            LoraInit::Gaussian => Init::Normal(1.0 / r as f64),
+            _ => Init::Uniform(1.0 / (i as f64).sqrt()),
+        };
+        let a_ri = own("lora_A", &[r, i], init, start.a_ri)?;
+        let b_or = own("lora_B", &[o, r], Init::Zeros, start.b_or)?;
+        // Before the addition: DoRA's lengths are those of the weight without it.
+        if let Some(removed) = &start.removed {
+            bind(Arc::new(removed.clone()));
+        }
+        if self.dora {
+            let m_o = own(MAGNITUDE, &[o], Init::Ones, start.lengths)?;
+            let (vars, place) = ([a_ri, b_or, m_o], (&model, site.id));
+            let hook = dora::Linear::new(vars, scale, self.dropout, place, start.removed)?;
+            bind(Arc::new(hook));
+            return Ok(());
+        }
+        let b_o = match self.bias {
+            true => Some(own("lora_B.bias", &[o], Init::Zeros, None)?),
+            false => None,
+        };
+        bind(Arc::new(hook::Linear { a_ri, b_or, b_o, scale, dropout: self.dropout }));
         Ok(())
     }
 
-    fn hook(&self, target: &Target, scope: &mut Scope) -> Result<Arc<dyn Hook>> {
-        let (Target { site, r, scale, .. }, (i, o)) = (*target, target.widths());
-        if let SiteKind::Embed { .. } = site.kind {
-            // The other way round than at a linear site: the lookup is 0, so the start is no change.
-            let a_rv = scope.own(site, "lora_embedding_A", &[r, i], Init::Zeros)?;
-            let b_dr = scope.own(site, "lora_embedding_B", &[o, r], Init::Normal(1.0))?;
-            return Ok(Arc::new(EmbedHook { a_rv, b_dr, scale }));
+    fn bind_started(
+        &self,
+        mut policy: Policy,
+        targets: Vec<(Target, Start)>,
+        scope: &mut Scope,
+    ) -> Result<Policy> {
+        for (target, start) in targets {
+            self.bind_one(&mut policy, &target, start, scope)?;
         }
-        let init = match self.init {
-            LoraInit::Kaiming => Init::Uniform(1.0 / (i as f64).sqrt()),
-            LoraInit::Gaussian => Init::Normal(1.0 / r as f64),
-        };
-        let a_ri = scope.own(site, "lora_A", &[r, i], init)?;
-        let b_or = scope.own(site, "lora_B", &[o, r], Init::Zeros)?;
-        let b_o = match self.bias {
-            true => Some(scope.own(site, "lora_B.bias", &[o], Init::Zeros)?),
-            false => None,
-        };
-        Ok(Arc::new(LinearHook { a_ri, b_or, b_o, scale, dropout: self.dropout }))
+        Ok(policy)
     }
 
     pub(crate) fn bind_targets(
         &self,
-        model: &Arc<dyn Model>,
+        policy: Policy,
         targets: &[Target],
         scope: &mut Scope,
     ) -> Result<Policy> {
-        let mut hooks = Hooks::none();
+        let model = policy.model.as_ref();
+        let mut known = Vec::with_capacity(targets.len());
         for target in targets {
-            hooks.bind(target.site.id, self.hook(target, scope)?);
+            refuse_learned(target.site, scope)?;
+            known.push(Known::of(self, target, scope));
         }
-        Ok(Policy { model: model.clone(), hooks })
+        let start = |(target, known)| Start::of(self, model, target, known);
+        let starts: Vec<Start> =
+            targets.par_iter().zip(known).map(start).collect::<Result<_>>()?;
+        let targets = targets.iter().copied().zip(starts).collect();
+        self.bind_started(policy, targets, scope)
     }
+}
+
+/// DoRA's vector of lengths, under PEFT's name.
+const MAGNITUDE: &str = "lora_magnitude_vector";
+
+/// A weight that learns itself has no use for an addition.
+fn refuse_learned(site: &SiteInfo, scope: &Scope) -> Result<()> {
+    let Some(module) = &site.module else { return Ok(()) };
+    let name = format!("{module}.weight");
+    if scope.params().iter().any(|p| p.name == name) {
+        let what = format!("names {}, whose weight learns as a whole", site.name);
+        let hint = format!("exclude = \"{}\" in one of the two tables", site.name);
+        return Err(Error::input(format!("{KEY}.at"), what).hint(hint));
+    }
+    Ok(())
 }
 
 impl Form for Lora {
-    fn bind(&self, model: &Arc<dyn Model>, scope: &mut Scope) -> Result<Policy> {
-        self.bind_targets(model, &self.targets(model.sites())?, scope)
-    }
-}
-
-struct LinearHook {
-    a_ri: Var,
-    b_or: Var,
-    b_o: Option<Var>,
-    scale: f64,
-    dropout: f64,
-}
-
-impl Hook for LinearHook {
-    fn after(&self, at: &At, x: &Tensor, y: Tensor) -> Result<Tensor> {
-        let (_n, _i) = x.dims2()?;
-        let mut x_ni = x.to_dtype(DType::F32)?;
-        if let Some(noise) = at.noise {
-            x_ni = dropout(&x_ni, self.dropout, noise.split("lora.dropout"))?;
+    fn bind(&self, policy: Policy, scope: &mut Scope) -> Result<Policy> {
+        let model = policy.model.clone();
+        let targets = self.targets(model.sites())?;
+        if self.init != LoraInit::Eva || scope.is_given() {
+            return self.bind_targets(policy, &targets, scope);
         }
-        // The scale goes on the narrow product.
-        let z_nr = (x_ni.matmul(&self.a_ri.t()?)? * self.scale)?;
-        let mut add_no = z_nr.matmul(&self.b_or.t()?)?;
-        if let Some(b_o) = &self.b_o {
-            add_no = add_no.broadcast_add(&(b_o.as_tensor() * self.scale)?)?;
+        for Target { site, .. } in &targets {
+            refuse_learned(site, scope)?;
         }
-        let add_no = add_no.to_dtype(y.dtype())?;
-        Ok((y + add_no)?)
-    }
-
-    fn fold(&self, _site: &SiteInfo, lin: &Affine) -> Result<Option<Affine>> {
-        let delta_oi = (self.b_or.matmul(&self.a_ri)? * self.scale)?.detach();
-        let w_oi = (lin.w_oi.to_dtype(DType::F32)? + delta_oi)?;
-        let b_o = match (&lin.b_o, &self.b_o) {
-            (Some(b), Some(add)) => Some((b + (add.as_tensor() * self.scale)?.detach())?),
-            (None, Some(add)) => Some((add.as_tensor() * self.scale)?.detach()),
-            (b, None) => b.clone(),
-        };
-        Ok(Some(Affine { w_oi, b_o }))
-    }
-
-    fn low_rank(&self) -> Option<LowRank> {
-        self.b_o.is_none().then(|| LowRank {
-            a_ri: self.a_ri.clone(),
-            b_or: self.b_or.clone(),
-            scale: self.scale as f32,
-            dropout: self.dropout,
-        })
-    }
-}
-
-struct EmbedHook {
-    a_rv: Var,
-    b_dr: Var,
-    scale: f64,
-}
-
-impl Hook for EmbedHook {
-    fn after(&self, at: &At, _x: &Tensor, y: Tensor) -> Result<Tensor> {
-        let ids = Tensor::from_slice(at.ids_n, at.ids_n.len(), y.device())?;
-        let z_nr = (self.a_rv.index_select(&ids, 1)?.t()? * self.scale)?;
-        let add_nd = z_nr.matmul(&self.b_dr.t()?)?.to_dtype(y.dtype())?;
-        Ok((y + add_nd)?)
-    }
-
-    fn fold(&self, _site: &SiteInfo, lin: &Affine) -> Result<Option<Affine>> {
-        let delta_vd = (self.a_rv.t()?.matmul(&self.b_dr.t()?)? * self.scale)?.detach();
-        let w_oi = (lin.w_oi.to_dtype(DType::F32)? + delta_vd)?;
-        Ok(Some(Affine { w_oi, b_o: lin.b_o.clone() }))
+        let mut settled = self.eva.settle(self.rslora, targets, scope)?;
+        if self.dora {
+            settled
+                .par_iter_mut()
+                .try_for_each(|(target, start)| start.measure(model.as_ref(), target))?;
+        }
+        self.bind_started(policy, settled, scope)
     }
 }

@@ -1,16 +1,34 @@
-//! `adapter_config.json` as PEFT 0.21.2 writes it, and what of it can be read back.
-
-use std::path::Path;
+//! `adapter_config.json` as PEFT 0.21.2 writes it, and what of a LoRA's can be read back.
 
 use luthier_core::{Error, Result};
 use regex::Regex;
 use serde_json::{Map, Value, json};
 
-use super::{Base, modules};
-use crate::{Lora, LoraInit, Target};
+use super::{
+    Base,
+    load::{Reader, empty},
+    modules,
+};
+use crate::{Lora, LoraInit, Target, form::lora::Eva};
 
-/// Every key of PEFT 0.21.2 with its default, in its order, and `luthier`, which is ours. PEFT
-/// compares the version with its own when it reads.
+/// Settings that differ from PEFT's defaults.
+pub(super) type Written = Vec<(&'static str, Value)>;
+
+/// A template's keys with these settings, and with what every kind of adapter says.
+pub(super) fn fill(template: &str, own: Written, base: &Base) -> Value {
+    let mut config: Map<String, Value> =
+        serde_json::from_str(template).expect("the template is JSON, a test reads it");
+    let version = env!("CARGO_PKG_VERSION");
+    config["base_model_name_or_path"] = json!(base.name);
+    config["luthier"] = json!({ "base_sha256": base.sha256, "version": version });
+    for (key, value) in own {
+        config[key] = value;
+    }
+    Value::Object(config)
+}
+
+/// Every key of PEFT 0.21.2 for LoRA with its default, in its order, and `luthier`, which is ours.
+/// PEFT compares the version with its own when it reads.
 const TEMPLATE: &str = r#"{
     "alora_invocation_tokens": null, "alpha_pattern": {}, "arrow_config": null,
     "auto_mapping": null, "base_model_name_or_path": null, "bias": "none", "corda_config": null,
@@ -31,45 +49,59 @@ fn number(x: f64) -> Value {
     if x.fract() == 0.0 && x.abs() < 1e15 { json!(x as i64) } else { json!(x) }
 }
 
-/// All keys in PEFT's order, with ours among them.
-pub(super) fn write(lora: &Lora, targets: &[(&str, Target)], all: &[&str], base: &Base) -> Value {
+/// PEFT's word for where the factors began. Reading it, PEFT would take parts off the base for
+/// `pissa` and `olora` or quantise it for `loftq`: the files need neither. With a LoRA bias it
+/// knows its default only.
+fn init(lora: &Lora) -> (Value, Value) {
+    let Eva { rho, tau, use_label_mask, whiten, adjust_scaling_factors, center: _ } = lora.eva;
+    match lora.init {
+        _ if lora.bias => (json!(true), Value::Null),
+        LoraInit::Gaussian => (json!("gaussian"), Value::Null),
+        LoraInit::Orthogonal => (json!("orthogonal"), Value::Null),
+        LoraInit::Eva => {
+            let eva = json!({
+                "adjust_scaling_factors": adjust_scaling_factors, "label_mask_value": -100,
+                "rho": rho, "tau": tau, "use_label_mask": use_label_mask, "whiten": whiten,
+            });
+            (json!("eva"), eva)
+        }
+        _ => (json!(true), Value::Null),
+    }
+}
+
+/// The settings of a LoRA over `targets`; `all` are the model's modules.
+pub(super) fn lora(
+    lora: &Lora,
+    targets: &[(&str, Target)],
+    all: &[&str],
+    more: Written,
+    base: &Base,
+) -> Value {
     let bound: Vec<&str> = targets.iter().map(|(module, _)| *module).collect();
     let ranks: Vec<(&str, Value)> = targets.iter().map(|(m, t)| (*m, json!(t.r))).collect();
     let alphas: Vec<(&str, Value)> = targets.iter().map(|(m, t)| (*m, number(t.alpha))).collect();
-    let init = match lora.init {
-        LoraInit::Kaiming => json!(true),
-        LoraInit::Gaussian => json!("gaussian"),
-    };
-    let own = [
+    let (init, eva) = init(lora);
+    let mut own: Written = vec![
         ("alpha_pattern", modules::pattern(&alphas, &number(lora.alpha))),
-        ("base_model_name_or_path", json!(base.name)),
+        ("eva_config", eva),
         ("init_lora_weights", init),
         ("lora_alpha", number(lora.alpha)),
         ("lora_bias", json!(lora.bias)),
         ("lora_dropout", json!(lora.dropout)),
-        ("luthier", json!({ "base_sha256": base.sha256, "version": env!("CARGO_PKG_VERSION") })),
         ("r", json!(lora.r)),
         ("rank_pattern", modules::pattern(&ranks, &json!(lora.r))),
         ("target_modules", modules::target_modules(&bound, all)),
+        ("use_dora", json!(lora.dora)),
         ("use_rslora", json!(lora.rslora)),
     ];
-    let mut config: Map<String, Value> =
-        serde_json::from_str(TEMPLATE).expect("the template is JSON, a test reads it");
-    for (key, value) in own {
-        config[key] = value;
-    }
-    Value::Object(config)
+    own.extend(more);
+    fill(TEMPLATE, own, base)
 }
 
-/// What of a config matters for running the adapter.
+/// What of a config matters for running a LoRA.
 pub(super) struct Read {
-    pub r: usize,
-    pub alpha: f64,
-    pub dropout: f64,
-    pub rslora: bool,
-    pub bias: bool,
-    pub init: LoraInit,
-    pub base_sha256: Option<String>,
+    /// All but the sites and their patterns.
+    pub lora: Lora,
     rank_pattern: Vec<(Regex, usize)>,
     alpha_pattern: Vec<(Regex, f64)>,
 }
@@ -81,58 +113,23 @@ const UNSUPPORTED: &[&str] = &[
     "fan_in_fan_out",
     "kasa_config",
     "layer_replication",
-    "modules_to_save",
     "monteclora_config",
     "target_parameters",
-    "trainable_token_indices",
     "use_bdlora",
-    "use_dora",
     "use_qalora",
     "velora_config",
 ];
 
-/// Ways to begin that leave the base as it was, so that the saved factors are the whole difference.
-const PLAIN_INITS: &[&str] = &["gaussian", "eva", "orthogonal"];
-
-fn empty(value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => true,
-        Value::Array(items) => items.is_empty(),
-        Value::Object(items) => items.is_empty(),
-        _ => false,
-    }
-}
-
 impl Read {
-    /// Reads a config; `path` is for errors.
-    pub fn new(path: &Path, config: &Map<String, Value>) -> Result<Self> {
-        let at = |key: &str| format!("{}: {key}", path.display());
-        let get = |key: &str| config.get(key).unwrap_or(&Value::Null);
-        match get("peft_type").as_str() {
-            Some("LORA") => {}
-            other => {
-                let what = format!("expected \"LORA\", got {}", json!(other));
-                return Err(Error::input(at("peft_type"), what)
-                    .hint("other kinds of adapter cannot be read yet"));
-            }
-        }
-        if let Some(key) = UNSUPPORTED.iter().find(|key| !empty(get(key))) {
-            let what = format!("{} is not supported", get(key));
-            return Err(Error::input(at(key), what).hint("only plain LoRA adapters can be read"));
-        }
+    /// Reads a config.
+    pub fn new(reader: &Reader) -> Result<Self> {
+        let get = |key: &str| reader.get(key);
+        let at = |key: &str| reader.at_config(key);
+        reader.refuse(UNSUPPORTED)?;
         if let Some(bias) = get("bias").as_str().filter(|b| *b != "none") {
             let what = format!("expected \"none\", got \"{bias}\"");
             return Err(Error::input(at("bias"), what).hint("biases of the base would be changed"));
         }
-        let init = match get("init_lora_weights") {
-            Value::String(init) if !PLAIN_INITS.contains(&init.as_str()) => {
-                let what = format!("\"{init}\" moves the base away from its published weights");
-                return Err(Error::input(at("init_lora_weights"), what)
-                    .hint("convert it with PEFT: path_initial_model_for_weight_conversion"));
-            }
-            Value::String(init) if init == "gaussian" => LoraInit::Gaussian,
-            _ => LoraInit::Kaiming,
-        };
         let whole = |key: &str, v: &Value| {
             let read = v.as_u64().filter(|r| *r > 0);
             read.map(|r| r as usize)
@@ -141,36 +138,77 @@ impl Read {
         let real = |key: &str, v: &Value| {
             v.as_f64().ok_or_else(|| Error::input(at(key), format!("expected a number, got {v}")))
         };
-        Ok(Read {
+        let flag = |key: &str| get(key).as_bool().unwrap_or(false);
+        let lora = Lora {
             r: whole("r", get("r"))?,
             alpha: real("lora_alpha", get("lora_alpha"))?,
             dropout: get("lora_dropout").as_f64().unwrap_or(0.0),
-            rslora: get("use_rslora").as_bool().unwrap_or(false),
-            bias: get("lora_bias").as_bool().unwrap_or(false),
-            init,
-            base_sha256: config
-                .get("luthier")
-                .and_then(|own| own.get("base_sha256"))
-                .and_then(Value::as_str)
-                .map(str::to_string),
-            rank_pattern: patterns(&at("rank_pattern"), get("rank_pattern"), |v| {
-                whole("rank_pattern", v)
-            })?,
-            alpha_pattern: patterns(&at("alpha_pattern"), get("alpha_pattern"), |v| {
-                real("alpha_pattern", v)
-            })?,
+            rslora: flag("use_rslora"),
+            dora: flag("use_dora"),
+            bias: flag("lora_bias"),
+            init: began(reader)?,
+            eva: measured(reader)?,
+            ..Lora::default()
+        };
+        let ranks = |v: &Value| whole("rank_pattern", v);
+        let alphas = |v: &Value| real("alpha_pattern", v);
+        Ok(Read {
+            lora,
+            rank_pattern: patterns(&at("rank_pattern"), get("rank_pattern"), ranks)?,
+            alpha_pattern: patterns(&at("alpha_pattern"), get("alpha_pattern"), alphas)?,
         })
     }
 
     /// The rank the config gives a module.
     pub fn rank(&self, module: &str) -> usize {
-        first(&self.rank_pattern, module).unwrap_or(self.r)
+        first(&self.rank_pattern, module).unwrap_or(self.lora.r)
     }
 
     /// The alpha the config gives a module.
     pub fn alpha(&self, module: &str) -> f64 {
-        first(&self.alpha_pattern, module).unwrap_or(self.alpha)
+        first(&self.alpha_pattern, module).unwrap_or(self.lora.alpha)
     }
+}
+
+/// Where the factors began, which for some ways says what the base is without.
+fn began(reader: &Reader) -> Result<LoraInit> {
+    const KEY: &str = "init_lora_weights";
+    let Value::String(init) = reader.get(KEY) else { return Ok(LoraInit::Kaiming) };
+    let moved = format!("\"{init}\" moves the base away from its published weights");
+    let (what, hint) = match init.as_str() {
+        "gaussian" => return Ok(LoraInit::Gaussian),
+        "orthogonal" => return Ok(LoraInit::Orthogonal),
+        "eva" => return Ok(LoraInit::Eva),
+        "pissa" => return Ok(LoraInit::Pissa),
+        "olora" => return Ok(LoraInit::Olora),
+        // Its second factor was frozen; both are ordinary ones.
+        "mica" => return Ok(LoraInit::Kaiming),
+        "loftq" => (
+            "\"loftq\" belongs to a base that PEFT quantises when it loads".to_string(),
+            "merge the adapter with PEFT (merge_and_unload) and use the model",
+        ),
+        // `pissa_niter_N` does so by a random algorithm: the part taken off cannot be computed again.
+        _ => (moved, "convert it with PEFT: path_initial_model_for_weight_conversion"),
+    };
+    Err(Error::input(reader.at_config(KEY), what).hint(hint))
+}
+
+fn measured(reader: &Reader) -> Result<Eva> {
+    let config = reader.get("eva_config");
+    if empty(config) || reader.get("init_lora_weights") != "eva" {
+        return Ok(Eva::default());
+    }
+    let standard = Eva::default();
+    let real = |key: &str, or: f64| config.get(key).and_then(Value::as_f64).unwrap_or(or);
+    let flag = |key: &str, or: bool| config.get(key).and_then(Value::as_bool).unwrap_or(or);
+    Ok(Eva {
+        rho: real("rho", standard.rho),
+        tau: real("tau", standard.tau),
+        use_label_mask: flag("use_label_mask", standard.use_label_mask),
+        whiten: flag("whiten", standard.whiten),
+        adjust_scaling_factors: flag("adjust_scaling_factors", standard.adjust_scaling_factors),
+        center: standard.center,
+    })
 }
 
 /// In PEFT the first key that matches the end of a path, at a dot, decides.

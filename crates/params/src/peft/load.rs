@@ -1,183 +1,195 @@
 //! Reading an adapter folder: the tensors say what is adapted, the config says how strongly.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
 use candle_core::Tensor;
-use luthier_core::{Error, Model, Result, SiteInfo, SiteKind, StateDict, io, nearest::nearest};
+use luthier_core::{Error, Model, Policy, Result, SiteInfo, StateDict, io, nearest::nearest};
 use serde_json::{Map, Value};
 
-use super::{CONFIG, PREFIX, WEIGHTS, config::Read, parts};
-use crate::{Bound, Globs, Kind, Lora, Scope};
+use super::{CONFIG, PREFIX, WEIGHTS, ia3, ln_tuning, lora, tokens};
+use crate::{Bound, Params, Scope};
+
+/// An adapter folder on its way to a form and variables.
+pub(super) struct Reader<'m> {
+    config_path: PathBuf,
+    weights: PathBuf,
+    config: Map<String, Value>,
+    file: StateDict,
+    pub model: &'m Arc<dyn Model>,
+    /// Tensors of the file under our names.
+    pub state: StateDict,
+}
+
+/// A tensor's key without PEFT's prefix.
+pub(super) fn path(key: &str) -> &str {
+    key.strip_prefix(PREFIX).unwrap_or(key)
+}
+
+/// Whether a setting says nothing.
+pub(super) fn empty(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(items) => items.is_empty(),
+        Value::Object(items) => items.is_empty(),
+        _ => false,
+    }
+}
+
+impl<'m> Reader<'m> {
+    /// A key of the config, for errors.
+    pub fn at_config(&self, key: &str) -> String {
+        format!("{}: {key}", self.config_path.display())
+    }
+
+    /// A tensor's key, for errors.
+    pub fn at(&self, key: &str) -> String {
+        format!("{}: {key}", self.weights.display())
+    }
+
+    /// A value of the config; `null` when it has none.
+    pub fn get(&self, key: &str) -> &Value {
+        self.config.get(key).unwrap_or(&Value::Null)
+    }
+
+    /// Refuses settings among `keys` that say something.
+    pub fn refuse(&self, keys: &[&str]) -> Result<()> {
+        match keys.iter().find(|key| !empty(self.get(key))) {
+            None => Ok(()),
+            Some(key) => {
+                let what = format!("{} is not supported", self.get(key));
+                Err(Error::input(self.at_config(key), what)
+                    .hint("merge the adapter with PEFT (merge_and_unload) and use the model"))
+            }
+        }
+    }
+
+    /// Keys of the tensors that nobody has taken.
+    pub fn keys(&self) -> Vec<String> {
+        self.file.iter().map(|(key, _)| key.to_string()).collect()
+    }
+
+    /// Takes a tensor out of the file.
+    pub fn take(&mut self, key: &str) -> Result<Tensor> {
+        self.file.remove(key).ok_or_else(|| Error::failed(self.at(key), "was taken already"))
+    }
+
+    /// The site whose weights live in `module`.
+    pub fn site(&self, key: &str, module: &str) -> Result<&'m SiteInfo> {
+        let sites = self.model.sites();
+        sites.by_module(module).ok_or_else(|| {
+            let known = sites.iter().filter_map(|s| s.module.as_deref());
+            let near = nearest(module, known, 2).join(" or ");
+            let what = format!("this model has no module {module}");
+            let hint = if near.is_empty() { "the adapter is for another model".into() } else { near };
+            Error::input(self.at(key), what).hint(format!("nearest: {hint}"))
+        })
+    }
+
+    /// A tensor that belongs to nothing this kind of adapter has.
+    pub fn unknown(&self, key: &str) -> Error {
+        let (kind, expected) = match self.get("peft_type").as_str() {
+            Some("IA3") => ("an IA3", "…ia3_l"),
+            Some("LN_TUNING") => ("an LN_TUNING", "…ln_tuning_layers.weight"),
+            Some("TRAINABLE_TOKENS") => ("a TRAINABLE_TOKENS", "…trainable_tokens_delta"),
+            _ => ("a LORA", "…lora_A.weight, …lora_B.weight, …lora_B.bias or …lora_embedding_A/B"),
+        };
+        Error::input(self.at(key), format!("is not part of {kind} adapter"))
+            .hint(format!("expected {expected}, or whole modules that modules_to_save names"))
+    }
+
+    fn check_base(&self, dir: &Path, base_sha256: Option<&str>) -> Result<()> {
+        let own = self.get("luthier").get("base_sha256").and_then(Value::as_str);
+        match (own, base_sha256) {
+            (Some(theirs), Some(ours)) if theirs != ours => {
+                let name = self.get("base_model_name_or_path").as_str();
+                let what = format!(
+                    "was trained on another base model: expected weights with SHA-256 {theirs}, got {ours}"
+                );
+                Err(Error::input(dir.display().to_string(), what)
+                    .hint(format!("its base is {}", name.unwrap_or("not recorded"))))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What can be read; the rest is told what comes nearest.
+const KINDS: &str = "LORA, IA3, LN_TUNING or TRAINABLE_TOKENS";
+
+/// Kinds that give no weight: PEFT cannot merge them either.
+const PROMPTS: &[&str] = &[
+    "PROMPT_TUNING",
+    "MULTITASK_PROMPT_TUNING",
+    "P_TUNING",
+    "PREFIX_TUNING",
+    "CPT",
+    "CARTRIDGE",
+    "ADAPTION_PROMPT",
+    "POLY",
+    "XLORA",
+];
+
+fn refuse_kind(reader: &Reader) -> Error {
+    let kind = reader.get("peft_type");
+    let what = format!("expected {KINDS}, got {kind}");
+    let hint = match kind.as_str() {
+        Some(kind) if PROMPTS.contains(&kind) => {
+            "it is no change of weights, so nothing else can stand for it: run it with PEFT"
+        }
+        Some("ADALORA" | "LOHA" | "LOKR" | "FOURIERFT" | "GRALORA" | "C3A" | "DELORA") => {
+            "turn it into a LoRA with PEFT's convert_to_lora, or merge it and use the model"
+        }
+        _ => "merge it with PEFT (merge_and_unload) and use the model",
+    };
+    Error::input(reader.at_config("peft_type"), what).hint(hint)
+}
 
 /// Binds the adapter in `dir` to `model`. Its variables can be trained further.
 ///
 /// `base_sha256` is the hash of the model at hand; it is compared when the adapter knows its own.
 pub fn load(dir: &Path, model: &Arc<dyn Model>, base_sha256: Option<&str>) -> Result<Bound> {
-    let (path, weights) = (dir.join(CONFIG), dir.join(WEIGHTS));
-    let config: Map<String, Value> = io::read_json(&path)?;
-    let read = Read::new(&path, &config)?;
-    check_base(dir, &read, &config, base_sha256)?;
-    if !weights.exists() && dir.join("adapter_model.bin").exists() {
+    let (config_path, weights) = (dir.join(CONFIG), dir.join(WEIGHTS));
+    let config: Map<String, Value> = io::read_json(&config_path)?;
+    let (file, state) = (StateDict::default(), StateDict::default());
+    let mut reader = Reader { config_path, weights, config, file, model, state };
+    let read = match reader.get("peft_type").as_str() {
+        Some("LORA") => lora::read,
+        Some("IA3") => ia3::read,
+        Some("LN_TUNING") => ln_tuning::read,
+        Some("TRAINABLE_TOKENS") => tokens::read,
+        _ => return Err(refuse_kind(&reader)),
+    };
+    reader.check_base(dir, base_sha256)?;
+    if !reader.weights.exists() && dir.join("adapter_model.bin").exists() {
         let at = dir.join("adapter_model.bin").display().to_string();
         return Err(Error::input(at, "a pickled adapter cannot be read safely")
             .hint("load it with PEFT and save it again: that writes adapter_model.safetensors"));
     }
-    let (state, sites) = rename(&weights, StateDict::load(&weights)?, model, &read)?;
-    let lora = as_bound(&read, &sites);
+    reader.file = StateDict::load(&reader.weights)?;
+    if reader.file.is_empty() {
+        let at = reader.weights.display().to_string();
+        return Err(Error::input(at, "holds no adapter tensor"));
+    }
+    let form = read(&mut reader)?;
+    let Reader { weights, state, .. } = reader;
+    bind(form, model, state).map_err(|e| Error::within(weights.display(), e))
+}
+
+fn bind(form: Params, model: &Arc<dyn Model>, state: StateDict) -> Result<Bound> {
     let mut scope = Scope::given(state);
-    let policy = lora.bind_targets(model, &lora.resolve(model.sites())?, &mut scope)?;
-    Ok(Bound { policy, vars: scope.finish()?, kind: Kind::Lora(lora) })
-}
-
-fn check_base(
-    dir: &Path,
-    read: &Read,
-    config: &Map<String, Value>,
-    base_sha256: Option<&str>,
-) -> Result<()> {
-    match (&read.base_sha256, base_sha256) {
-        (Some(theirs), Some(ours)) if theirs != ours => {
-            let name = config.get("base_model_name_or_path").and_then(Value::as_str);
-            let what = format!(
-                "was trained on another base model: expected weights with SHA-256 {theirs}, got {ours}"
-            );
-            Err(Error::input(dir.display().to_string(), what)
-                .hint(format!("its base is {}", name.unwrap_or("not recorded"))))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Tensors under our names, and the sites they adapt, each with its rank and alpha.
-type Renamed<'m> = (StateDict, Vec<(&'m SiteInfo, usize, f64)>);
-
-/// The tensors under our names, and the sites they adapt with the settings of each.
-fn rename<'m>(
-    weights: &Path,
-    file: StateDict,
-    model: &'m Arc<dyn Model>,
-    read: &Read,
-) -> Result<Renamed<'m>> {
-    let at = |key: &str| format!("{}: {key}", weights.display());
-    let mut state = StateDict::default();
-    let mut parts_of: BTreeMap<u32, BTreeSet<&str>> = BTreeMap::new();
-    for (key, tensor) in file.iter() {
-        let path = key.strip_prefix(PREFIX).unwrap_or(key);
-        if let Some(module) = path.strip_suffix(".base_layer.weight") {
-            let site = find(&at(key), module, model)?;
-            same_as_base(&at(key), tensor, site, model)?;
-            continue;
-        }
-        let (module, suffix) = split(path).ok_or_else(|| {
-            Error::input(at(key), "is not part of a plain LoRA adapter").hint(
-                "expected …lora_A.weight, …lora_B.weight, …lora_B.bias or …lora_embedding_A/B",
-            )
-        })?;
-        let site = find(&at(key), module, model)?;
-        let Some((part, _)) = parts(site).iter().find(|(_, known)| *known == suffix) else {
-            return Err(Error::input(at(key), format!("does not fit {}", site.name)));
-        };
-        check_shape(&at(key), part, tensor, site, read.rank(module))?;
-        parts_of.entry(site.id.0).or_default().insert(part);
-        state.insert(format!("{}.{part}", site.name), tensor.clone());
-    }
-    if parts_of.is_empty() {
-        return Err(Error::input(weights.display().to_string(), "holds no adapter tensor"));
-    }
-    let mut sites = Vec::with_capacity(parts_of.len());
-    for (id, found) in parts_of {
-        let site = model.sites().info(luthier_core::SiteId(id));
-        let module = site.module.as_deref().expect("it was found by its module");
-        for (part, suffix) in parts(site) {
-            let needed = *part != "lora_B.bias" || read.bias;
-            if needed != found.contains(part) {
-                let what = if needed { "is missing" } else { "is there, but lora_bias is false" };
-                return Err(Error::input(at(&format!("{PREFIX}{module}{suffix}")), what));
+    let mut policy = Policy::plain(model.clone());
+    for (key, part) in form.named() {
+        policy = match (key, &form.lora) {
+            // As it is: what luthier would not begin with may well be read.
+            ("lora", Some(lora)) => {
+                let targets = lora.resolve(model.sites())?;
+                lora.bind_targets(policy, &targets, &mut scope)?
             }
-        }
-        sites.push((site, read.rank(module), read.alpha(module)));
+            _ => part.bind(policy, &mut scope)?,
+        };
     }
-    Ok((state, sites))
-}
-
-/// A path without PEFT's prefix as (module, suffix).
-fn split(path: &str) -> Option<(&str, &str)> {
-    let known = super::LINEAR.iter().chain(super::EMBED);
-    let suffix = known.map(|(_, suffix)| *suffix).find(|suffix| path.ends_with(suffix))?;
-    Some((path.strip_suffix(suffix)?, suffix))
-}
-
-fn find<'m>(at: &str, module: &str, model: &'m Arc<dyn Model>) -> Result<&'m SiteInfo> {
-    model.sites().by_module(module).ok_or_else(|| {
-        let known = model.sites().iter().filter_map(|s| s.module.as_deref());
-        let near = nearest(module, known, 2).join(" or ");
-        let what = format!("this model has no module {module}");
-        let hint = if near.is_empty() { "the adapter is for another model".into() } else { near };
-        Error::input(at, what).hint(format!("nearest: {hint}"))
-    })
-}
-
-fn check_shape(at: &str, part: &str, tensor: &Tensor, site: &SiteInfo, r: usize) -> Result<()> {
-    let (i, o) = match site.kind {
-        SiteKind::Linear { i, o, .. } => (i, o),
-        SiteKind::Embed { v, d } => (v, d),
-        _ => return Err(Error::input(at, format!("{} has no weight to adapt", site.name))),
-    };
-    let (expected, rank) = match part {
-        "lora_A" | "lora_embedding_A" => (vec![r, i], tensor.dims().first()),
-        "lora_B" | "lora_embedding_B" => (vec![o, r], tensor.dims().get(1)),
-        _ => (vec![o], None),
-    };
-    if tensor.dims() == expected {
-        return Ok(());
-    }
-    let what = format!("has shape {:?}, expected {expected:?}", tensor.dims());
-    let other_rank = tensor.dims().len() == 2
-        && rank.is_some_and(|got| *got != r)
-        && (tensor.dims().contains(&i) || tensor.dims().contains(&o));
-    let hint = match other_rank {
-        true => format!("{CONFIG} gives this module rank {r}"),
-        false => "the adapter was trained on a model of another size".to_string(),
-    };
-    Err(Error::input(at, what).hint(hint))
-}
-
-/// PEFT also saves the base weight of adapted embeddings; it must be the one at hand.
-fn same_as_base(at: &str, saved: &Tensor, site: &SiteInfo, model: &Arc<dyn Model>) -> Result<()> {
-    let base = model.affine(site.id)?.w_oi;
-    let differs = || {
-        Error::input(at, format!("is not the weight of {} in this model", site.name)).hint(
-            "the adapter comes with an embedding of its own (added tokens?), or with another base",
-        )
-    };
-    if saved.dims() != base.dims() {
-        return Err(differs());
-    }
-    let (saved, base) = (saved.flatten_all()?, base.flatten_all()?);
-    let apart = (&saved - &base)?.abs()?.max(0)?.to_scalar::<f32>()?;
-    let size = base.abs()?.max(0)?.to_scalar::<f32>()?;
-    // One of the two may have been through bf16.
-    if apart <= size / 128.0 { Ok(()) } else { Err(differs()) }
-}
-
-/// The recipe that would bind the same.
-fn as_bound(read: &Read, sites: &[(&SiteInfo, usize, f64)]) -> Lora {
-    let ranks = sites.iter().filter(|(_, r, _)| *r != read.r);
-    let alphas = sites.iter().filter(|(_, _, alpha)| *alpha != read.alpha);
-    Lora {
-        r: read.r,
-        alpha: read.alpha,
-        dropout: read.dropout,
-        rslora: read.rslora,
-        bias: read.bias,
-        init: read.init,
-        at: Globs(sites.iter().map(|(site, ..)| site.name.clone()).collect()),
-        exclude: Globs::default(),
-        rank_pattern: ranks.map(|(site, r, _)| (site.name.clone(), *r)).collect(),
-        alpha_pattern: alphas.map(|(site, _, alpha)| (site.name.clone(), *alpha)).collect(),
-    }
+    Ok(Bound { policy, params: scope.finish()?, form })
 }

@@ -16,9 +16,23 @@ pub(super) fn target_modules(bound: &[&str], all: &[&str]) -> Value {
     if all.iter().all(|m| chosen.contains(m) || !names.contains(last(m))) {
         return json!(names);
     }
+    regex(bound)
+}
+
+/// The last names of `bound` when no other path of `all` ends in one of them, dot or no dot: that is
+/// how PEFT reads `modules_to_save` and `feedforward_modules`.
+pub(super) fn endings<'m>(bound: &[&'m str], all: &[&str]) -> Option<Vec<&'m str>> {
+    let names: BTreeSet<&str> = bound.iter().map(|m| last(m)).collect();
+    let meant = |m: &&str| bound.contains(m) || !names.iter().any(|name| m.ends_with(name));
+    all.iter().all(meant).then(|| names.into_iter().collect())
+}
+
+/// A regular expression for exactly the modules `bound`.
+pub(super) fn regex(bound: &[&str]) -> Value {
     // Modules of the same layers share an alternative, layers of the same modules too.
     let mut layers_of: BTreeMap<(String, String), BTreeSet<usize>> = BTreeMap::new();
     let mut alternatives = Vec::new();
+    let chosen: BTreeSet<&str> = bound.iter().copied().collect();
     for module in &chosen {
         match split_layer(module) {
             Some((before, layer, after)) => {
@@ -125,6 +139,16 @@ mod tests {
         let first: Vec<&str> = all.iter().copied().filter(|m| m.contains(".1.")).collect();
         let text = target_modules(&first[..2], &all);
         assert_eq!(text, json!("model\\.layers\\.1\\.(?:self_attn\\.q_proj|self_attn\\.v_proj)"));
+    }
+
+    #[test]
+    fn endings_say_exactly_what_is_meant_or_nothing() {
+        let all = ["model.embed_tokens", "a.norm", "a.input_norm", "b.norm", "lm_head"];
+        assert_eq!(endings(&["lm_head", "model.embed_tokens"], &all), Some(vec!["embed_tokens", "lm_head"]));
+        assert_eq!(endings(&["a.norm", "b.norm"], &all), None);
+        assert_eq!(endings(&["a.norm", "b.norm", "a.input_norm"], &all), Some(vec!["input_norm", "norm"]));
+        assert_eq!(endings(&["a.norm"], &all), None);
+        assert_eq!(endings(&[], &all), Some(vec![]));
     }
 
     #[test]

@@ -1,45 +1,82 @@
 //! Writing an adapter folder.
 
-use std::{collections::HashMap, path::Path};
+use std::{collections::BTreeMap, path::Path};
 
-use candle_core::Var;
+use candle_core::{Tensor, Var};
 use luthier_core::{Error, Result, SiteMap, StateDict, io};
+use serde_json::Value;
 
-use super::{Base, CONFIG, PREFIX, WEIGHTS, card, config, parts};
-use crate::{Lora, Target};
+use super::{Base, CONFIG, PREFIX, WEIGHTS, card::Card, ia3, ln_tuning, lora, tokens};
+use crate::Bound;
+
+/// What is being written.
+pub(super) struct Out<'b> {
+    pub bound: &'b Bound,
+    pub sites: &'b SiteMap,
+    pub base: &'b Base,
+    /// Variables that no file holds yet.
+    left: BTreeMap<&'b str, &'b Var>,
+    state: StateDict,
+}
+
+/// What is written beside the tensors.
+pub(super) struct About {
+    pub config: Value,
+    pub card: Card,
+}
+
+impl<'b> Out<'b> {
+    /// A variable, to be put somewhere.
+    pub fn take(&mut self, name: &str) -> Option<&'b Var> {
+        self.left.remove(name)
+    }
+
+    /// The same for one that must be there.
+    pub fn need(&mut self, name: &str) -> Result<Tensor> {
+        let missing = || Error::failed(name, "is adapted but has no variable to save");
+        Ok(self.take(name).ok_or_else(missing)?.as_detached_tensor())
+    }
+
+    /// Names of the variables that were not taken.
+    pub fn left(&self) -> impl Iterator<Item = &'b str> {
+        self.left.keys().copied()
+    }
+
+    /// Puts a tensor of a module.
+    pub fn put(&mut self, module: &str, suffix: &str, tensor: Tensor) {
+        self.state.insert(format!("{PREFIX}{module}{suffix}"), tensor);
+    }
+
+    /// All modules of the model.
+    pub fn modules(&self) -> Vec<&'b str> {
+        self.sites.iter().filter_map(|s| s.module.as_deref()).collect()
+    }
+}
 
 /// Writes `dir` so that PEFT loads it; the same variables give the same bytes.
-pub fn save(
-    dir: &Path,
-    lora: &Lora,
-    vars: &[(String, Var)],
-    sites: &SiteMap,
-    base: &Base,
-) -> Result<()> {
-    let mut left: HashMap<&str, &Var> = vars.iter().map(|(n, v)| (n.as_str(), v)).collect();
-    let mut state = StateDict::default();
-    let mut targets: Vec<(&str, Target)> = Vec::new();
-    for target in lora.resolve(sites)? {
-        let site = target.site;
-        let module = site.module.as_deref().ok_or_else(|| {
-            Error::failed(&site.name, "has no Hugging Face name to save its adapter under")
-        })?;
-        let before = left.len();
-        for (part, suffix) in parts(site) {
-            if let Some(var) = left.remove(format!("{}.{part}", site.name).as_str()) {
-                state.insert(format!("{PREFIX}{module}{suffix}"), var.as_detached_tensor());
-            }
-        }
-        if left.len() == before {
-            return Err(Error::failed(&site.name, "is adapted but has no variable to save"));
-        }
-        targets.push((module, target));
+pub fn save(dir: &Path, bound: &Bound, sites: &SiteMap, base: &Base) -> Result<()> {
+    if let Some(param) = bound.params.iter().find(|p| p.mask.is_some()) {
+        return Err(Error::failed(&param.name, "learned in chosen entries, which PEFT cannot keep"));
     }
-    if let Some(name) = left.keys().min() {
-        return Err(Error::failed(*name, "has no place in a LoRA adapter"));
+    let left = bound.params.iter().map(|p| (p.name.as_str(), &p.var)).collect();
+    let mut out = Out { bound, sites, base, left, state: StateDict::default() };
+    let form = &bound.form;
+    let about = match (&form.lora, &form.ia3, &form.ln_tuning, &form.tokens) {
+        (Some(lora), None, _, _) => lora::write(lora, &mut out)?,
+        (None, Some(ia3), _, None) => ia3::write(ia3, &mut out)?,
+        (None, None, Some(norms), None) => ln_tuning::write(norms, &mut out)?,
+        (None, None, None, Some(tokens)) => tokens::write(tokens, &mut out)?,
+        _ => {
+            let keys: Vec<&str> = form.named().iter().map(|(key, _)| *key).collect();
+            let what = format!("PEFT has no adapter for {} together", keys.join(", "));
+            return Err(Error::failed("train.params", what));
+        }
+    };
+    if let Some(name) = out.left().next() {
+        return Err(Error::failed(name, "has no place in a PEFT adapter"));
     }
-    let all: Vec<&str> = sites.iter().filter_map(|s| s.module.as_deref()).collect();
-    state.save(&dir.join(WEIGHTS), &[("format", "pt")])?;
-    io::write_json(&dir.join(CONFIG), &config::write(lora, &targets, &all, base))?;
-    io::write_bytes(&dir.join("README.md"), card::card(lora, &targets, base).as_bytes())
+    let parameters = out.state.iter().map(|(_, tensor)| tensor.elem_count()).sum();
+    out.state.save(&dir.join(WEIGHTS), &[("format", "pt")])?;
+    io::write_json(&dir.join(CONFIG), &about.config)?;
+    io::write_bytes(&dir.join("README.md"), about.card.text(parameters, base).as_bytes())
 }

@@ -1,20 +1,23 @@
 //! The Llama forward pass in plain tensor operations, row by row: slow, and easy to check by eye.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
-use candle_core::{D, DType, Device, Tensor};
-use luthier_core::{Affine, Ctx, Hooks, Model, Result, SiteId, SiteKind, SiteMap, StateDict};
-use luthier_testkit::load_tensors;
+use candle_core::{D, DType, Device, Tensor, Var};
+use luthier_core::{
+    Affine, Ctx, Hooks, Model, Param, Result, SiteId, SiteKind, SiteMap, StateDict, io,
+};
+use luthier_testkit::{golden, load_tensors};
 
 const LAYERS: usize = 2;
 const HEADS: usize = 4;
 const KV_HEADS: usize = 2;
 const HEAD_WIDTH: usize = 8;
 const EPS: f64 = 1e-6;
-const THETA: f64 = 10_000.0;
 
-/// A pico llama of `tests/golden/models`.
+/// A pico llama or qwen2 of `tests/golden/models`.
+#[derive(Clone)]
 pub struct Naive {
+    theta: f64,
     sites: SiteMap,
     weights: BTreeMap<String, Tensor>,
 }
@@ -25,9 +28,15 @@ impl Naive {
         let file: StateDict = load_tensors(format!("{folder}/model.safetensors"));
         let weights: BTreeMap<String, Tensor> =
             file.iter().map(|(name, t)| (name.to_string(), t.clone())).collect();
+        let config: serde_json::Value =
+            io::read_json(&golden(format!("{folder}/config.json"))).expect("it is JSON");
+        let theta = config["rope_parameters"]["rope_theta"].as_f64().expect("a number");
         let mut sites = SiteMap::default();
         let mut add = |name: String, module: String, layer: Option<usize>| {
-            let dims = weights[&format!("{module}.weight")].dims().to_vec();
+            // The head may be the embedding.
+            let table = &weights["model.embed_tokens.weight"];
+            let weight = weights.get(&format!("{module}.weight")).unwrap_or(table);
+            let dims = weight.dims().to_vec();
             let kind = match dims[..] {
                 [v, d] if name == "embed" => SiteKind::Embed { v, d },
                 [o, i] => {
@@ -55,21 +64,42 @@ impl Naive {
         }
         add("final_norm".into(), "model.norm".into(), None);
         add("logits".into(), "lm_head".into(), None);
-        Naive { sites, weights }
+        Naive { theta, sites, weights }
     }
 
-    /// The same model with every hook folded into its weights.
-    pub fn folded(&self, hooks: &Hooks) -> Result<Naive> {
+    /// The same model with these values of its own weights and every hook folded into them. A head
+    /// with hooks has a weight of its own afterwards.
+    #[allow(dead_code)]
+    pub fn folded(&self, params: &[Param], hooks: &Hooks) -> Result<Naive> {
         let mut weights = self.weights.clone();
+        for param in params.iter().filter(|p| self.weights.contains_key(&p.name)) {
+            weights.insert(param.name.clone(), param.var.as_detached_tensor());
+        }
+        let learned = Naive { weights: weights.clone(), ..self.clone() };
         for site in hooks.sites() {
-            let folded = hooks.fold(&self.sites, site, self.affine(site)?)?.expect("foldable");
+            let folded = hooks.fold(&self.sites, site, learned.affine(site)?)?.expect("foldable");
             let module = self.sites.info(site).module.clone().expect("it has weights");
             weights.insert(format!("{module}.weight"), folded.w_oi);
             if let Some(b_o) = folded.b_o {
                 weights.insert(format!("{module}.bias"), b_o);
             }
         }
-        Ok(Naive { sites: self.sites.clone(), weights })
+        Ok(Naive { weights, ..self.clone() })
+    }
+
+    /// Another weight in the place of one.
+    #[allow(dead_code)]
+    pub fn set(&mut self, name: &str, weight: Tensor) {
+        self.weights.insert(name.into(), weight);
+    }
+
+    /// The name of a module's weight: a head without one is the embedding.
+    fn weight(&self, module: &str) -> String {
+        let own = format!("{module}.weight");
+        match self.weights.contains_key(&own) {
+            true => own,
+            false => "model.embed_tokens.weight".into(),
+        }
     }
 
     fn at(&self, name: &str) -> SiteId {
@@ -102,13 +132,13 @@ impl Naive {
         Ok((x.broadcast_mul(cos)? + turned.broadcast_mul(sin)?)?)
     }
 
-    fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         let (len, _) = q.dims2()?;
         let angles: Vec<f32> = (0..len)
             .flat_map(|p| {
                 (0..HEAD_WIDTH).map(move |j| {
                     let exponent = (2 * (j % (HEAD_WIDTH / 2))) as f64 / HEAD_WIDTH as f64;
-                    (p as f64 / THETA.powf(exponent)) as f32
+                    (p as f64 / self.theta.powf(exponent)) as f32
                 })
             })
             .collect();
@@ -165,7 +195,7 @@ impl Model for Naive {
         for row in 0..rows.b() {
             let range = rows.range(row);
             let cut = |t: &Tensor| t.narrow(0, range.start, range.len());
-            z.push(Self::attention(&cut(&q)?, &cut(&k)?, &cut(&v)?)?);
+            z.push(self.attention(&cut(&q)?, &cut(&k)?, &cut(&v)?)?);
         }
         let h = (h + self.linear(&name("attn.o"), &Tensor::cat(&z, 0)?, ctx)?)?;
         let x = self.norm(&name("mlp_norm"), &h)?;
@@ -181,12 +211,25 @@ impl Model for Naive {
     fn affine(&self, site: SiteId) -> Result<Affine> {
         let module = self.sites.info(site).module.as_deref().expect("it has weights");
         Ok(Affine {
-            w_oi: self.weights[&format!("{module}.weight")].clone(),
+            w_oi: self.weights[&self.weight(module)].clone(),
             b_o: self.weights.get(&format!("{module}.bias")).cloned(),
         })
     }
 
-    fn learn(&self, _sites: &[SiteId]) -> Result<luthier_core::Learned> {
-        unreachable!("only adapters are tested on this model")
+    fn learn(&self, sites: &[SiteId]) -> Result<luthier_core::Learned> {
+        let (mut learned, mut vars) = (self.clone(), Vec::<(String, Var)>::new());
+        for site in sites {
+            let module = self.sites.info(*site).module.as_deref().expect("it has weights");
+            for name in [self.weight(module), format!("{module}.bias")] {
+                let Some(weight) = self.weights.get(&name) else { continue };
+                if vars.iter().any(|(known, _)| *known == name) {
+                    continue;
+                }
+                let var = Var::from_tensor(weight)?;
+                learned.weights.insert(name.clone(), var.as_tensor().clone());
+                vars.push((name, var));
+            }
+        }
+        Ok((Arc::new(learned), vars))
     }
 }

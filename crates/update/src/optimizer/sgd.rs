@@ -7,7 +7,8 @@
 use luthier_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-use super::{Move, Optimizer, Plan, check_rate, check_share};
+use super::{Data, Move, Of, Optimizer, Plan, check_rate, check_share};
+use crate::pass;
 
 /// `[train.update.sgd]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -42,30 +43,34 @@ impl Optimizer for Sgd {
             let what = "needs momentum above 0 and dampening 0";
             return Err(Error::input(format!("{at}.nesterov"), what));
         }
-        let state: &[&str] = if self.momentum > 0.0 { &["momentum_buffer"] } else { &[] };
+        let state = match self.momentum > 0.0 {
+            true => vec![("momentum_buffer", Of::Elements)],
+            false => Vec::new(),
+        };
         let (learning_rate, weight_decay) = (self.learning_rate, self.weight_decay);
         Ok(Plan { learning_rate, weight_decay, state })
     }
 
-    fn apply(&self, now: &Move, param: &mut [f32], grad: &[f32], state: &mut [&mut [f32]]) {
+    fn apply(&self, now: &Move, _: &[usize], param: &mut [f32], grad: &[f32], state: &mut [Data]) {
         let (rate, decay) = (now.learning_rate as f32, now.weight_decay as f32);
-        let (momentum, still) = (self.momentum as f32, now.learning_rate == 0.0);
+        let (momentum, nesterov) = (self.momentum as f32, self.nesterov);
+        let (grad_scale, still) = (now.grad_scale, now.learning_rate == 0.0);
         // The first gradient enters whole, so that the buffer does not begin with a bias to 0.
         let enter = if now.t == 1 { 1.0 } else { (1.0 - self.dampening) as f32 };
-        let pull = |p: f32, g: f32| {
-            let g = g * now.grad_scale;
+        let pull = move |p: f32, g: f32| {
+            let g = g * grad_scale;
             if decay == 0.0 { g } else { g + decay * p }
         };
-        let step = |p: &mut f32, by: f32| *p = if still { *p } else { *p - rate * by };
-        match state {
+        let step = move |p: &mut f32, by: f32| *p = if still { *p } else { *p - rate * by };
+        pass::elementwise(param, grad, state, move |param, grad, state| match state {
             [b] => {
                 for ((p, g), b) in param.iter_mut().zip(grad).zip(b.iter_mut()) {
                     let g = pull(*p, *g);
                     *b = *b * momentum + enter * g;
-                    step(p, if self.nesterov { g + momentum * *b } else { *b });
+                    step(p, if nesterov { g + momentum * *b } else { *b });
                 }
             }
             _ => param.iter_mut().zip(grad).for_each(|(p, g)| step(p, pull(*p, *g))),
-        }
+        });
     }
 }

@@ -1,0 +1,91 @@
+//! Small-scale checks of published claims: what `luthier reproduce NN` runs.
+//!
+//! A check trains small models from the published recipe, arm against arm over several seeds, and
+//! says which of the claimed inequalities hold. See `docs/reproduce.md`.
+
+use std::time::Instant;
+
+use luthier_core::{Error, Result};
+use serde::Serialize;
+
+pub mod claim;
+pub mod lab;
+pub mod measure;
+pub mod measured;
+pub mod results;
+pub mod small;
+pub mod stats;
+/// One file per paper.
+pub mod papers {
+    pub mod p22;
+    pub mod p28;
+}
+
+pub use claim::{Inequality, Limit};
+pub use lab::{Lab, Pretraining, recipe};
+pub use measured::Measured;
+pub use small::{Sizes, Small};
+pub use stats::Estimate;
+
+/// The check of one paper.
+#[derive(Clone, Copy)]
+pub struct Paper {
+    /// Its number.
+    pub number: u32,
+    /// What the method is called.
+    pub title: &'static str,
+    /// What is claimed, in one sentence.
+    pub claim: &'static str,
+    /// The recipes whose settings are run.
+    pub recipes: &'static [&'static str],
+    /// Over how many seeds, unless somebody says otherwise.
+    pub seeds: usize,
+    /// Runs it.
+    pub run: fn(&Lab) -> Result<Measured>,
+}
+
+/// Every check, by the number of its paper.
+pub const PAPERS: &[Paper] = &[papers::p22::PAPER, papers::p28::PAPER];
+
+/// What came of a check: exactly what `luthier reproduce NN --json` prints.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Number of the paper.
+    pub paper: u32,
+    /// What is claimed.
+    pub claim: String,
+    /// Every arm's figures and every inequality.
+    pub measured: Measured,
+    /// Whether all essential inequalities hold.
+    pub holds: bool,
+    /// Over how many seeds.
+    pub seeds: usize,
+    /// How long it took.
+    #[serde(serialize_with = "stats::short")]
+    pub seconds: f64,
+}
+
+impl Paper {
+    /// The check of paper `number`.
+    pub fn find(number: u32) -> Result<&'static Paper> {
+        PAPERS.iter().find(|paper| paper.number == number).ok_or_else(|| {
+            let known: Vec<String> = PAPERS.iter().map(|p| format!("{:02}", p.number)).collect();
+            Error::input(format!("paper {number:02}"), "there is no check for it")
+                .hint(format!("there are checks for {}", known.join(", ")))
+        })
+    }
+
+    /// Runs the check in `lab`.
+    pub fn run(&self, lab: &Lab) -> Result<Report> {
+        let begun = Instant::now();
+        let measured = (self.run)(lab)?;
+        Ok(Report {
+            paper: self.number,
+            claim: self.claim.to_string(),
+            holds: measured.holds(),
+            measured,
+            seeds: lab.count(),
+            seconds: begun.elapsed().as_secs_f64(),
+        })
+    }
+}

@@ -1,0 +1,157 @@
+//! What learns as a run goes on: every choice on a real decoder, interrupted and not.
+
+use std::{
+    path::Path,
+    sync::{Arc, atomic::AtomicBool},
+};
+
+use luthier_core::{Model, Param, Row, Seed};
+use luthier_model::{Decoder, Precision, Source};
+use luthier_params::{Bound, Params};
+use luthier_testkit::golden;
+use luthier_train::{Job, Train, checkpoint, log::metrics};
+use luthier_update::{Start, Update};
+
+fn model() -> Arc<dyn Model> {
+    let source = Source::open(&golden::golden("models/llama")).unwrap();
+    Arc::new(Decoder::load(&source, Precision::F32, |_, _| ()).unwrap())
+}
+
+/// Twelve rows in six steps.
+fn data() -> (Vec<Row>, Vec<Vec<usize>>) {
+    let mut rng = Seed(3).rng();
+    let row = |i: usize| {
+        let tokens: Vec<u32> = (0..5 + i).map(|_| rng.below(96) as u32).collect();
+        Row::from_tokens(&tokens, &vec![1.0; tokens.len()], i)
+    };
+    ((0..12).map(row).collect(), (0..6).map(|s| vec![2 * s, 2 * s + 1]).collect())
+}
+
+const CHOICES: [(&str, &str); 7] = [
+    ("half", "[half]\n"),
+    ("green", "[green]\nrho = 0.6\n"),
+    ("random", "[sparse.random]\ndensity = 0.1\n"),
+    ("lift", "[sparse.lift]\nbudget_rank = 2\nfilter_rank = 4\nupdate_interval = 4\n"),
+    ("sara", "[sparse.sara]\ndensity = 0.2\n"),
+    ("lottery", "[sparse.lottery]\ndensity = 0.1\n"),
+    ("lottery twice", "[sparse.lottery]\ndensity = 0.1\niterations = 2\n"),
+];
+
+fn bound(form: &str) -> Bound {
+    let params: Params = toml::from_str(form).unwrap();
+    params.bind(&model(), Seed(5)).unwrap()
+}
+
+fn config() -> Train {
+    let update: Update = toml::from_str("[adamw]\nlearning_rate = 1e-2\n").unwrap();
+    Train { update, epochs: 2.0, save_steps: 1, ..Train::default() }
+}
+
+fn run(bound: &Bound, config: &Train, out: &Path, resume: bool) {
+    let (rows, steps) = data();
+    luthier_train::run(&Job {
+        bound,
+        config,
+        train: &rows,
+        eval: &rows[..2],
+        rounds: bound.form.rounds(),
+        order: &|_, _| steps.clone(),
+        start: &Start { n_layers: 2, model_params: 1000, ..Start::steps(0) },
+        describe: &|i| format!("row {i}"),
+        export: &|_| Ok(()),
+        sample: &|_| Ok(Vec::new()),
+        stop: &AtomicBool::new(false),
+        out,
+        resume,
+        fingerprint: "test".into(),
+        keep: true,
+        progress: false,
+    })
+    .unwrap();
+}
+
+fn numbers(param: &Param) -> Vec<f32> {
+    param.var.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn bytes(bound: &Bound) -> Vec<u8> {
+    checkpoint::snapshot(&bound.params).to_safetensors(&[]).unwrap()
+}
+
+#[test]
+fn a_resumed_choice_is_bit_equal_to_an_uninterrupted_one() {
+    for (name, form) in CHOICES {
+        let (whole, straight) = (bound(form), tempfile::tempdir().unwrap());
+        run(&whole, &config(), straight.path(), false);
+        let steps = 12 * whole.form.rounds() as u64;
+        for at in [1, 7, 12, 13, 24, 30].into_iter().filter(|at| *at < steps) {
+            let (killed, out) = (bound(form), tempfile::tempdir().unwrap());
+            run(&killed, &config(), out.path(), false);
+            for (step, dir) in checkpoint::list(out.path()).unwrap() {
+                if step > at {
+                    std::fs::remove_dir_all(dir).unwrap();
+                }
+            }
+            let resumed = bound(form);
+            run(&resumed, &config(), out.path(), true);
+            assert!(bytes(&resumed) == bytes(&whole), "{name} resumed at step {at}: other weights");
+            let lines = |dir: &Path| -> Vec<_> {
+                let all = metrics::read(&dir.join("metrics.jsonl")).unwrap();
+                all.into_iter().map(metrics::without_timings).collect()
+            };
+            assert_eq!(lines(out.path()), lines(straight.path()), "{name} resumed at step {at}");
+        }
+    }
+}
+
+#[test]
+fn what_was_never_chosen_is_what_it_was() {
+    for (name, form) in CHOICES {
+        let (before, after) = (bound(form), bound(form));
+        run(&after, &config(), tempfile::tempdir().unwrap().path(), false);
+        let (mut moved, mut all, mut still) = (0, 0, 0);
+        for (before, after) in before.params.iter().zip(&after.params) {
+            let (was, is) = (numbers(before), numbers(after));
+            let changed = was.iter().zip(&is).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+            (moved, all) = (moved + changed, all + was.len());
+            still += usize::from(changed == 0);
+            if let Some(mask) = &before.mask
+                && name == "random"
+            {
+                let outside = (0..was.len() as u32).filter(|i| !mask.positions().contains(i));
+                let same = |i: u32| was[i as usize].to_bits() == is[i as usize].to_bits();
+                assert!(outside.into_iter().all(same), "{name}: {} moved outside", before.name);
+            }
+        }
+        assert!(moved > 0, "{name} learns nothing");
+        match name {
+            // Whole tensors rest.
+            "half" | "green" => assert!(still > 0, "{name} lets nothing rest"),
+            // Every choice of lift may bring other entries.
+            "lift" => assert!(moved < all / 2, "{name}: {moved} of {all}"),
+            "sara" => assert!(moved <= all / 5 + 1, "{name}: {moved} of {all}"),
+            _ => assert!(moved <= all / 10 + 1, "{name}: {moved} of {all}"),
+        }
+    }
+}
+
+#[test]
+fn two_choices_contradict_each_other() {
+    let params: Params = toml::from_str("[half]\n[sparse.lift]\n").unwrap();
+    let error = params.choice().map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("both half and sparse choose"), "{error}");
+}
+
+#[test]
+fn all_entries_in_the_second_round_are_plain_training() {
+    // Paper 07: with every entry chosen the second round is full fine-tuning from the start.
+    let every = bound("[sparse.lottery]\ndensity = 1.0\n");
+    run(&every, &config(), tempfile::tempdir().unwrap().path(), false);
+    let full = "[full]\nat = \"layers.*.{attn.{q,k,v,o},mlp.{gate,up,down}}\"\n";
+    let plain = bound(full);
+    run(&plain, &config(), tempfile::tempdir().unwrap().path(), false);
+    for (every, plain) in every.params.iter().zip(&plain.params) {
+        assert_eq!(every.name, plain.name);
+        assert!(numbers(every) == numbers(plain), "{}", plain.name);
+    }
+}
