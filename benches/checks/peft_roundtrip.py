@@ -1,6 +1,8 @@
-"""Greedy text of a model (and an adapter) in transformers and PEFT, to compare with luthier's.
+"""What luthier writes, in transformers and PEFT: greedy text, or the logits of many small adapters.
 
     python peft_roundtrip.py BASE [--adapter DIR] --prompts FILE.jsonl [-n 64] [--against FILE.jsonl]
+    LUTHIER_PEFT_OUT=DIR cargo test --release --workspace --test peft_kinds --test lora_kinds
+    python peft_roundtrip.py --written DIR
 
 Each line of FILE holds one of `ids` (token ids as they are), `messages` (through the chat
 template), `prompt` (one user turn through the chat template; with --raw, plain text) or `text`
@@ -10,11 +12,16 @@ two programs part at a gap of rounding size, neither is wrong.
 
 --against compares with luthier's lines (same order, `ids` or `text`) and exits 1 on a difference.
 --merged folds the adapter into the weights first.
+
+--written loads every adapter that luthier's tests left in DIR (each with the logits that luthier
+computed) over its pico base of tests/golden, and exits 1 where logits differ by more than 1e-5 of
+the largest.
 """
 
 import argparse
 import json
 import os
+import pathlib
 import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -26,16 +33,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 def arguments():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    p.add_argument("base")
+    p.add_argument("base", nargs="?")
     p.add_argument("--adapter")
-    p.add_argument("--prompts", required=True)
+    p.add_argument("--written")
+    p.add_argument("--prompts")
     p.add_argument("-n", type=int, default=64, help="new tokens at most")
     p.add_argument("--raw", action="store_true", help="`prompt` is plain text")
     p.add_argument("--merged", action="store_true")
     p.add_argument("--ignore-eos", action="store_true")
     p.add_argument("--dtype", default="float32")
     p.add_argument("--against")
-    return p.parse_args()
+    args = p.parse_args()
+    if not args.written and not (args.base and args.prompts):
+        p.error("expected BASE and --prompts, or --written")
+    return args
 
 
 def prompt_ids(line, tokenizer, raw):
@@ -92,8 +103,34 @@ def compare(mine, path):
     return bad
 
 
+@torch.no_grad()
+def written(folder):
+    """Adapters that PEFT does not load, or computes something else with."""
+    from peft import PeftModel
+    from safetensors.torch import load_file
+
+    golden = pathlib.Path(__file__).resolve().parents[2] / "tests/golden"
+    bad, all_of_them = 0, sorted(p.parent for p in pathlib.Path(folder).glob("*/golden.safetensors"))
+    for adapter in all_of_them:
+        config = json.loads((adapter / "adapter_config.json").read_text())
+        values = load_file(adapter / "golden.safetensors")
+        base = golden / config["base_model_name_or_path"]
+        model = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager").eval()
+        model = PeftModel.from_pretrained(model, adapter).eval()
+        ids, offsets = values["ids_n"].tolist(), values["offsets"].tolist()
+        rows = [torch.tensor([ids[a:b]]) for a, b in zip(offsets, offsets[1:])]
+        here = torch.cat([model(input_ids=row).logits[0] for row in rows])
+        apart = float((here - values["logits_nv"]).abs().max() / here.abs().max())
+        bad += not apart <= 1e-5
+        print(f"{adapter.name}: {config['peft_type']}, apart by {apart:.1e} of the largest logit")
+    print(f"{len(all_of_them) - bad} of {len(all_of_them)} equal", file=sys.stderr)
+    return 1 if bad or not all_of_them else 0
+
+
 def main():
     args = arguments()
+    if args.written:
+        return written(args.written)
     model = AutoModelForCausalLM.from_pretrained(args.base, dtype=getattr(torch, args.dtype)).eval()
     stops_of = model
     if args.adapter:

@@ -46,7 +46,7 @@ VARIANTS = {
         ),
     ),
     "pissa": (LLAMA, lora(init_lora_weights="pissa", **PATTERNS)),
-    "olora": (LLAMA, lora(init_lora_weights="olora", use_rslora=True)),
+    "olora": (LLAMA, lora(init_lora_weights="olora", use_rslora=True, lora_alpha=6)),
     "pissa-dora": (BIAS, lora(init_lora_weights="pissa", use_dora=True)),
     "ia3": (LLAMA, lambda: IA3Config(**CAUSAL)),
     "ia3-bias": (

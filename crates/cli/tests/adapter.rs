@@ -11,7 +11,7 @@ use std::{
 
 use candle_core::{DType, Device, Tensor};
 use luthier_core::{Model, Param, Seed, StateDict, io};
-use luthier_model::{Decoder, Precision, Source};
+use luthier_model::{Decoder, Precision, Source, Tokenizer};
 use luthier_params::{Bound, Lora, Params, own, peft};
 use serde_json::{Value, json};
 use support::{Ran, adapter, luthier, pico};
@@ -96,6 +96,25 @@ fn what_peft_wrote_is_accepted_where_its_settings_are_followed() {
 }
 
 #[test]
+fn every_folder_that_peft_wrote_is_accepted_by_peft() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut seen = 0;
+    for parent in ["peft", "lora", "prompts"] {
+        for entry in golden("..").join(parent).read_dir().unwrap() {
+            let adapter = entry.unwrap().path();
+            if adapter.join(peft::CONFIG).is_file() {
+                let (accepts, said) = verdicts(dir.path(), &adapter).swap_remove(0);
+                assert!(accepts, "{}: {said}", adapter.display());
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen >= 25, "{seen}");
+    let hub = golden("../hub/compacter");
+    accepted(dir.path(), &hub, [false; 3], ["adapters library"; 3]);
+}
+
+#[test]
 fn every_rule_has_its_sentence() {
     let dir = tempfile::tempdir().unwrap();
     let q = "base_model.model.model.layers.0.self_attn.q_proj";
@@ -171,7 +190,7 @@ fn every_rule_has_its_sentence() {
             vec![("peft_type", json!("IA3"))],
             Box::new(|_| ()),
             [false; 3],
-            ["no part of an IA3 adapter", "runs LoRA alone, this is IA3", "adapter convert"],
+            ["tensors that are not of type IA3", "runs LoRA alone, this is IA3", "adapter convert"],
         ),
         (
             vec![("peft_type", json!("VERA"))],
@@ -417,6 +436,62 @@ fn dora_and_other_forms_are_approximated_by_the_rank_that_is_asked_for() {
     random(dir.path(), norms, "norms");
     run(dir.path(), "adapter convert norms --rank 4 --out x").refused(&["nothing to put", "norm"]);
     assert!(!dir.path().join("x").exists());
+}
+
+/// The golden models with a tokenizer, which opening them takes, where their adapters look for them.
+fn golden_models(dir: &Path) {
+    for name in ["llama", "llama-bias", "qwen2"] {
+        let (from, to) = (golden("../models").join(name), dir.join("models").join(name));
+        Tokenizer::bytes().save(&to).unwrap();
+        for file in ["config.json", "model.safetensors"] {
+            fs::copy(from.join(file), to.join(file)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn whatever_peft_wrote_becomes_a_plain_lora_with_the_error_told() {
+    let dir = tempfile::tempdir().unwrap();
+    golden_models(dir.path());
+    let mut exact = 0;
+    for entry in golden("../peft").read_dir().unwrap() {
+        let adapter = entry.unwrap().path();
+        let name = adapter.file_name().unwrap().to_str().unwrap().to_string();
+        let line = |rank: usize| {
+            format!(
+                "adapter convert {} --rank {rank} --out {name}-{rank} --json",
+                adapter.display()
+            )
+        };
+        if name == "ln_tuning" {
+            run(dir.path(), &line(3)).refused(&["nothing to put", "norm"]);
+            continue;
+        }
+        let config: Value = io::read_json(&adapter.join(peft::CONFIG)).unwrap();
+        let base = dir.path().join(config["base_model_name_or_path"].as_str().unwrap());
+        let before = deltas(&base, &adapter);
+        let mut errors = Vec::new();
+        for rank in [1, 3] {
+            let value = run(dir.path(), &line(rank)).json();
+            let out = dir.path().join(format!("{name}-{rank}"));
+            errors.push(told_truly(&value, &before, &deltas(&base, &out)));
+            assert!(
+                value["modules"].as_array().unwrap().iter().all(|m| m["rank"] == rank),
+                "{name}"
+            );
+            let (peft, said) = verdicts(dir.path(), &out).swap_remove(0);
+            assert!(peft, "{name}: {said}");
+        }
+        assert!(errors[1] < errors[0], "{name}: {errors:?}");
+        // Where everything is low-rank, the rank of everything leaves nothing out.
+        if ["pissa", "olora"].contains(&name.as_str()) {
+            let value = run(dir.path(), &line(16)).json();
+            assert!(value["relative_error"].as_f64().unwrap() < 1e-6, "{name}");
+            told_truly(&value, &before, &deltas(&base, &dir.path().join(format!("{name}-16"))));
+            exact += 1;
+        }
+    }
+    assert_eq!(exact, 2);
 }
 
 #[test]

@@ -268,7 +268,7 @@ fn methods_are_a_list() {
     let text = run(dir.path(), "methods");
     assert_eq!(text.text().lines().count(), list.len() + 1);
     assert!(run(dir.path(), "methods adamw").text().contains("[train.update.adamw]"));
-    run(dir.path(), "methods adamq").refused(&["adamq", "did you mean adamw"]);
+    run(dir.path(), "methods adamq").refused(&["adamq", "did you mean adam"]);
 }
 
 #[test]

@@ -230,7 +230,12 @@ fn a_plan_says_what_will_happen_and_every_recipe_runs() {
             .replace("smollm2-135m-instruct", "model")
             .replace("data/test.jsonl", "test.jsonl")
             .replace("data/general.txt", "general.txt")
-            .replace("data/train.jsonl", "train.jsonl");
+            .replace("data/train.jsonl", "train.jsonl")
+            // The model has two blocks of little width.
+            .replace("freeze_layers = 15", "freeze_layers = 1")
+            .replace("r = 16", "r = 2")
+            .replace("r = 64", "r = 4")
+            .replace("r = 32", "r = 4");
         fs::write(&recipe, text).unwrap();
         fs::write(dir.join("general.txt"), "It rained.\n\nThe cat slept.\n").unwrap();
         let plan = run(dir, "plan recipe-under-test.toml max_steps=2 --json").json();
@@ -248,7 +253,9 @@ fn a_plan_says_what_will_happen_and_every_recipe_runs() {
             false => line.replace(" metric=exact_match", ""),
         };
         let done = run(dir, &line).json();
-        assert!(done["train"]["steps"] == 2, "{name}: {done}");
+        // Two steps in every round.
+        let rounds = if name.contains("lottery") { 2 } else { 1 };
+        assert!(done["train"]["steps"] == 2 * rounds, "{name}: {done}");
         assert!(dir.join(&out).join("report.html").is_file(), "{name}");
         // Everything is done already: nothing is trained again, the numbers stay.
         let again = run(dir, &line).json();

@@ -37,6 +37,16 @@ impl Row {
         }
     }
 
+    /// The same row behind `n` placeholders, which are not trained (see
+    /// [`crate::Hooks::virtual_tokens`]).
+    pub fn behind(mut self, n: usize) -> Self {
+        for ids in [&mut self.ids, &mut self.targets] {
+            ids.splice(0..0, std::iter::repeat_n(0, n));
+        }
+        self.weights.splice(0..0, std::iter::repeat_n(0.0, n));
+        self
+    }
+
     /// Number of positions.
     pub fn len(&self) -> usize {
         self.ids.len()

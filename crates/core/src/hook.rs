@@ -90,6 +90,8 @@ pub trait Hook: Send + Sync {
 #[derive(Clone, Default)]
 pub struct Hooks {
     at: Vec<Vec<Arc<dyn Hook>>>,
+    /// Placeholders that every row must begin with, for hooks to put learned vectors in their place.
+    pub virtual_tokens: usize,
 }
 
 impl Hooks {
@@ -130,6 +132,7 @@ impl Hooks {
 
     /// This table followed by another's hooks.
     pub fn and(mut self, other: &Hooks) -> Self {
+        self.virtual_tokens = self.virtual_tokens.max(other.virtual_tokens);
         for site in other.sites() {
             for hook in other.get(site) {
                 self.bind(site, hook.clone());

@@ -47,7 +47,14 @@ fn levels() -> impl Iterator<Item = Level> {
 
 /// Forward `x wᵀ + t bᵀ` and backward `dy w + dt a`, as with a low-rank addition: its steps shift
 /// the places at which the weight's are cut.
-fn both_ways(w: Numbers, level: Level, precision: Precision, m: usize, o: usize, i: usize) -> [Vec<f32>; 2] {
+fn both_ways(
+    w: Numbers,
+    level: Level,
+    precision: Precision,
+    m: usize,
+    o: usize,
+    i: usize,
+) -> [Vec<f32>; 2] {
     const R: usize = 6;
     let view = View::rows(w, i);
     let (x, dy) = (normal("x", m * i), normal("dy", m * o));
@@ -62,10 +69,8 @@ fn both_ways(w: Numbers, level: Level, precision: Precision, m: usize, o: usize,
         Term { a: View::rows(&x, i), b: view.t(), k: i },
         Term { a: t, b: View::rows(&b, R).t(), k: R },
     ];
-    let backward = [
-        Term { a: View::rows(&dy, o), b: view, k: o },
-        Term { a: t, b: View::rows(&a, i), k: R },
-    ];
+    let backward =
+        [Term { a: View::rows(&dy, o), b: view, k: o }, Term { a: t, b: View::rows(&a, i), k: R }];
     [run(o, &forward), run(i, &backward)]
 }
 
@@ -200,8 +205,11 @@ fn every_number_gets_the_nearest_code_of_its_block() {
 fn quantised_scales_are_within_their_steps() {
     // Scales of one size but for a few: their mean is taken off, what is left fills the codes.
     let n = (NESTED + 40) * BLOCK;
-    let x: Vec<f32> =
-        normal("x", n).iter().enumerate().map(|(j, x)| x * (1.0 + (j / BLOCK % 7) as f32)).collect();
+    let x: Vec<f32> = normal("x", n)
+        .iter()
+        .enumerate()
+        .map(|(j, x)| x * (1.0 + (j / BLOCK % 7) as f32))
+        .collect();
     let (plain, double) = (Nf4::quantise(&x, false), Nf4::quantise(&x, true));
     assert_eq!(plain.codes(), double.codes());
     let blocks = n / BLOCK;

@@ -241,6 +241,7 @@ impl Params {
         for (_, form) in form.named() {
             policy = form.bind(policy, &mut scope)?;
         }
+        policy.hooks.virtual_tokens = form.virtual_tokens();
         Ok(Bound { policy, params: scope.finish()?, form })
     }
 }

@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use luthier_core::{Ctx, Hooks, Model, Policy, Rows, Seed, SiteKind, StateDict};
 use luthier_params::{Bound, Eva, Globs, Kept, Lora, LoraInit, Params, Scope, Tokens, peft};
 use luthier_testkit::{assert_close, assert_same_bits, difference};
-use naive::Naive;
+use naive::{Naive, leave_for_peft};
 
 const IDS: [u32; 9] = [3, 1, 41, 1, 59, 90, 2, 6, 5];
 
@@ -16,8 +16,14 @@ fn model(folder: &str) -> Arc<dyn Model> {
     Arc::new(Naive::golden(&format!("models/{folder}")))
 }
 
+const LENGTHS: [usize; 3] = [5, 1, 3];
+
 fn rows() -> Arc<Rows> {
-    Arc::new(Rows::new(&[5, 1, 3], |_| 0))
+    Arc::new(Rows::new(&LENGTHS, |_| 0))
+}
+
+fn leave(name: &str, folder: &str, bound: &Bound) {
+    leave_for_peft(name, &format!("models/{folder}"), bound, &IDS, &LENGTHS);
 }
 
 fn logits(policy: &Policy) -> Tensor {
@@ -71,11 +77,11 @@ fn a_constant_part_is_saved_along_and_bound_again() {
             let at = Globs(vec!["layers.*.attn.{q,v}".into(), "embed".into(), "logits".into()]);
             let rank_pattern = BTreeMap::from([("**.v".to_string(), 2)]);
             let alpha_pattern = BTreeMap::from([("**.q".to_string(), 3.0)]);
-            let form =
-                Lora { dora, rslora, at, rank_pattern, alpha_pattern, ..small(init) };
+            let form = Lora { dora, rslora, at, rank_pattern, alpha_pattern, ..small(init) };
             let bound = lora(form).bind(&model("llama"), Seed(1)).unwrap();
             shake(&bound);
             assert_eq!(bound.form.kept(), Kept::Peft);
+            leave(&format!("own {init:?}{}", if dora { " dora" } else { "" }), "llama", &bound);
             let (dir, base) = (tempfile::tempdir().unwrap(), peft::Base::default());
             peft::save(dir.path(), &bound, model("llama").sites(), &base).unwrap();
             let again = peft::load(dir.path(), &model("llama"), None).unwrap();
@@ -143,9 +149,8 @@ fn measured(model: &dyn Model, ratio: impl Fn(&str, usize) -> f32) -> StateDict 
         let mut rng = Seed(3).split(&site.name).rng();
         let v: Vec<f64> = (0..i).map(|_| rng.normal()).collect();
         let length: f64 = v.iter().map(|x| x * x).sum();
-        let at = |a: usize, b: usize| {
-            (f64::from(u8::from(a == b)) - 2.0 * v[a] * v[b] / length) as f32
-        };
+        let at =
+            |a: usize, b: usize| (f64::from(u8::from(a == b)) - 2.0 * v[a] * v[b] / length) as f32;
         let rows: Vec<f32> = (0..8 * i).map(|k| at(k / i, k % i)).collect();
         let put = |part: &str| format!("{}.{part}", site.name);
         let rows = Tensor::from_vec(rows, (8, i), &Device::Cpu).unwrap();
@@ -203,6 +208,7 @@ fn eva_gives_ranks_by_ratio_and_saves_them() {
     let again = peft::load(dir.path(), &model, None).unwrap();
     assert_eq!(sites.map(|site| rank(&again, site)), ranks);
     assert_same_bits("loaded", &logits(&again.policy), &logits(&bound.policy));
+    leave("own Eva", "llama", &bound);
 
     // Rows of length 1 / √σ, and alpha / r that varies.
     let eva = Eva { whiten: true, adjust_scaling_factors: false, ..eva };
@@ -254,7 +260,10 @@ fn settings_without_a_meaning_are_refused_by_their_key() {
         let err = params.bind(&model("llama"), Seed(1)).map(|_| ()).unwrap_err();
         assert!(err.to_string().contains(want), "{text}\ngave: {err}");
     };
-    refused("[lora]\ndora = true\nbias = true\nr = 4", "train.params.lora.dora: cannot be combined");
+    refused(
+        "[lora]\ndora = true\nbias = true\nr = 4",
+        "train.params.lora.dora: cannot be combined",
+    );
     refused("[lora]\ninit = \"orthogonal\"\nr = 3", "init = \"orthogonal\" needs an even rank");
     refused("[lora]\nr = 4\n[lora.eva]\nrho = 1.0", "train.params.lora.eva: is set, but");
     refused("[lora]\nr = 4\ninit = \"eva\"\n[lora.eva]\nrho = 0.5", "train.params.lora.eva.rho");
@@ -268,12 +277,51 @@ fn settings_without_a_meaning_are_refused_by_their_key() {
     refused("[tokens]", "train.params.tokens.token_indices: names no token");
     refused("[tokens]\ntoken_indices = [96]", "expected ids below 96");
     refused("[tokens]\ntoken_indices = [1]\nat = \"**.q\"", "train.params.tokens.at");
-    refused("[tokens]\ntoken_indices = [1]\n[full]\nat = \"embed\"", "all rows of which are learned");
+    refused(
+        "[tokens]\ntoken_indices = [1]\n[full]\nat = \"embed\"",
+        "all rows of which are learned",
+    );
     assert!(toml::from_str::<Params>("[lora]\ninit = \"pissa_niter_4\"").is_err());
     let text = "[lora]\ninit = \"eva\"\n[lora.eva]\nrho = 1.5\n[lora.rank_pattern]\n\"**.q\" = 2";
     let params: Params = toml::from_str(text).unwrap();
     let again: Params = toml::from_str(&toml::to_string(&params).unwrap()).unwrap();
     assert_eq!(again, params);
+}
+
+/// Combinations that the golden files lack; their other direction is PEFT's to check.
+#[test]
+fn everything_that_peft_can_hold_is_read_as_it_was_written() {
+    let few = "at = \"layers.*.attn.q\"\nr = 2\nalpha = 3";
+    let recipes = [
+        (
+            "qwen2",
+            format!("[lora]\n{few}\n[full]\nat = [\"embed\", \"layers.0.mlp.up\"]\n[ln_tuning]"),
+        ),
+        ("qwen2", format!("[lora]\n{few}\n[full]\nat = \"logits\"")),
+        ("llama", format!("[lora]\n{few}\ninit = \"pissa\"\n[tokens]\ntoken_indices = [2, 59]")),
+        ("llama", format!("[lora]\n{few}\n[tokens]\ntoken_indices = [2, 59]\nat = \"logits\"")),
+        ("llama-bias", format!("[lora]\n{few}\ninit = \"gaussian\"\nbias = true")),
+        (
+            "llama-bias",
+            "[ia3]\nat = [\"layers.0.mlp.*\", \"layers.1.attn.*\"]\n\
+          feedforward = \"layers.0.mlp.up\"\n[full]\nat = \"final_norm\""
+                .to_string(),
+        ),
+        ("llama", "[ln_tuning]\nat = \"layers.*.mlp_norm\"\n[full]\nat = \"logits\"".to_string()),
+        ("llama", "[tokens]\ntoken_indices = [90, 3]\nat = [\"embed\", \"logits\"]".to_string()),
+    ];
+    for (i, (folder, text)) in recipes.iter().enumerate() {
+        let params: Params = toml::from_str(text).unwrap();
+        assert_eq!(params.kept(), Kept::Peft, "{text}");
+        let bound = params.bind(&model(folder), Seed(1)).unwrap();
+        shake(&bound);
+        leave(&format!("own {i}"), folder, &bound);
+        let (dir, base) = (tempfile::tempdir().unwrap(), peft::Base::default());
+        peft::save(dir.path(), &bound, bound.policy.model.sites(), &base).unwrap();
+        let again = peft::load(dir.path(), &model(folder), None).unwrap();
+        assert_close(text, &logits(&again.policy), &logits(&bound.policy), 1e-6, 1e-7);
+        assert_eq!(again.count() > bound.count(), text.contains("pissa"), "{text}");
+    }
 }
 
 #[test]
@@ -307,6 +355,7 @@ fn a_tied_head_follows_chosen_tokens() {
         let base = logits(&Policy::plain(model.clone()));
         assert_same_bits("start", &logits(&bound.policy), &base);
         shake(&bound);
+        leave(&format!("own tokens {folder}"), folder, &bound);
         // The first row has read neither token: only a head that follows can tell.
         let first = |x: &Tensor| x.narrow(0, 0, 1).unwrap();
         let column = |x: &Tensor, v: usize| x.narrow(1, v, 1).unwrap().contiguous().unwrap();

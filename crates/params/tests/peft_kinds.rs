@@ -8,8 +8,11 @@ use candle_core::{Device, Tensor};
 use luthier_core::{Batch, Model, Policy, Result, StateDict, io, model::gather_logp};
 use luthier_params::{Bound, LoraInit, peft};
 use luthier_testkit::{assert_close, assert_same_bits, batch, golden, gradients, load_tensors};
-use naive::Naive;
+use naive::{Naive, leave_for_peft};
 use serde_json::{Value, json};
+
+/// Of the rows in the golden files.
+const LENGTHS: [usize; 3] = [23, 9, 1];
 
 const VARIANTS: [&str; 22] = [
     "dora",
@@ -79,11 +82,14 @@ fn loaded_adapters_compute_what_peft_computes() {
         let (bound, want) = (adapter(variant), values(variant));
         let batch = batch(&want, "");
         let want_nv = want.get("logits_nv").unwrap();
-        assert_close(variant, &logits(&bound.policy, &batch), want_nv, 1e-5, 1e-6);
+        // PEFT decomposes in single precision, which is here 1.5e-5 off the value in double; ours is
+        // 1e-7 off.
+        let rel = if variant == "pissa-dora" { 3e-5 } else { 1e-5 };
+        assert_close(variant, &logits(&bound.policy, &batch), want_nv, rel, 1e-6);
         let merged_nv = want.get("merged_logits_nv").unwrap();
         let folded = naive(variant).folded(&bound.params, &bound.policy.hooks).unwrap();
         let folded = logits(&Policy::plain(Arc::new(folded)), &batch);
-        assert_close(&format!("{variant} merged"), &folded, merged_nv, 1e-5, 1e-6);
+        assert_close(&format!("{variant} merged"), &folded, merged_nv, rel, 1e-6);
     }
 }
 
@@ -95,9 +101,9 @@ fn key(bound: &Bound, want: &StateDict, name: &str) -> String {
         [&s.name, module].iter().any(|place| name.starts_with(&format!("{place}.")))
     });
     let site = site.unwrap_or_else(|| panic!("{name} belongs to no site"));
-    let part = name.strip_prefix(&format!("{}.", site.name)).or_else(|| {
-        name.strip_prefix(&format!("{}.", site.module.as_deref()?))
-    });
+    let part = name
+        .strip_prefix(&format!("{}.", site.name))
+        .or_else(|| name.strip_prefix(&format!("{}.", site.module.as_deref()?)));
     let part = part.unwrap();
     // A table that is the head was recorded under the head's name.
     let modules = [site.module.as_deref().unwrap(), "lm_head"];
@@ -193,6 +199,7 @@ fn what_peft_wrote_can_be_written_again() {
         let batch = batch(&values(variant), "");
         let (got, want) = (logits(&again.policy, &batch), logits(&bound.policy, &batch));
         assert_close(variant, &got, &want, 1e-5, 1e-6);
+        leave_for_peft(variant, &base.name, &bound, &batch.ids_n, &LENGTHS);
     }
 }
 

@@ -91,13 +91,20 @@ fn with_all_components_any_split_gives_the_analysis_of_all_rows() {
 /// The rule as it is written: the stack laid out, and a full decomposition of it.
 #[test]
 fn truncated_components_equal_the_naive_twins() {
-    for (d, keep, center) in [(12, 3, true), (12, 3, false), (150, 5, true)] {
+    // Few rows and many, few columns and many: every way the eigenpairs are sought.
+    for (d, keep, center, m) in [
+        (12, 3, true, 20),
+        (12, 3, false, 20),
+        (150, 5, true, 20),
+        (150, 5, true, 170),
+        (300, 4, true, 200),
+    ] {
         let mut pca = Incremental::new(d, keep, center);
         let (mut n, mut mu) = (0usize, vec![0f64; d]);
         let (mut sigma, mut v): (Vec<f64>, Vec<f64>) = (Vec::new(), Vec::new());
         let mut seen: Vec<f32> = Vec::new();
         for step in 0..4 {
-            let m = 20 + 5 * step;
+            let m = m + 5 * step;
             let mut rows = random(m * d, 10 + step as u64);
             rows.iter_mut().enumerate().for_each(|(k, x)| *x = *x / (1 + k % d) as f32 + 0.5);
             seen.extend(&rows);

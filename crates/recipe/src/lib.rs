@@ -2,7 +2,8 @@
 
 pub mod adapter;
 pub mod assemble;
-pub mod change;
+pub mod begin;
+mod change;
 pub mod evaluate;
 pub mod export;
 pub mod fold;

@@ -43,6 +43,8 @@ pub struct Manifest {
     pub seed: u64,
     /// The arithmetic of matrix products that was in use: `f32` or `bf16`.
     pub precision: String,
+    /// How the base's weights were held: in that arithmetic, or quantised.
+    pub weights: String,
     /// What went in.
     pub inputs: Vec<Input>,
     /// What came out.

@@ -19,18 +19,45 @@ pub struct MethodRow {
     pub recipe: Option<&'static str>,
 }
 
+/// A path in the repository and the text that stands there.
+macro_rules! recipes {
+    ($($path:literal),* $(,)?) => {
+        &[$(($path, include_str!(concat!("../../../", $path)))),*]
+    };
+}
+
 /// The recipes that come with luthier: path in the repository and text.
-pub const RECIPES: &[(&str, &str)] = &[
-    ("recipes/lora/sft.toml", include_str!("../../../recipes/lora/sft.toml")),
-    ("recipes/full/sft.toml", include_str!("../../../recipes/full/sft.toml")),
-    ("recipes/full/half.toml", include_str!("../../../recipes/full/half.toml")),
-    ("recipes/full/freeze.toml", include_str!("../../../recipes/full/freeze.toml")),
-    ("recipes/full/llrd.toml", include_str!("../../../recipes/full/llrd.toml")),
-    ("recipes/full/reinit.toml", include_str!("../../../recipes/full/reinit.toml")),
-    (
-        "recipes/quickstart/quickstart.toml",
-        include_str!("../../../recipes/quickstart/quickstart.toml"),
-    ),
+pub const RECIPES: &[(&str, &str)] = recipes![
+    "recipes/lora/sft.toml",
+    "recipes/lora/dora.toml",
+    "recipes/lora/eva.toml",
+    "recipes/lora/loftq.toml",
+    "recipes/lora/loraplus.toml",
+    "recipes/lora/olora.toml",
+    "recipes/lora/pissa.toml",
+    "recipes/lora/qlora.toml",
+    "recipes/lora/rslora.toml",
+    "recipes/adapter/bias.toml",
+    "recipes/adapter/bottleneck.toml",
+    "recipes/adapter/compacter.toml",
+    "recipes/adapter/ia3.toml",
+    "recipes/adapter/pool.toml",
+    "recipes/adapter/prefix.toml",
+    "recipes/adapter/prompt.toml",
+    "recipes/adapter/ssf.toml",
+    "recipes/adapter/tokens.toml",
+    "recipes/full/sft.toml",
+    "recipes/full/freeze.toml",
+    "recipes/full/green.toml",
+    "recipes/full/half.toml",
+    "recipes/full/llrd.toml",
+    "recipes/full/norms.toml",
+    "recipes/full/reinit.toml",
+    "recipes/sparse/lift.toml",
+    "recipes/sparse/lottery.toml",
+    "recipes/sparse/random.toml",
+    "recipes/sparse/sara.toml",
+    "recipes/quickstart/quickstart.toml",
 ];
 
 /// Every method of every seam.
@@ -84,7 +111,15 @@ fn uses(recipe: &Table, seam: &str, name: &str) -> bool {
     match found {
         Value::Array(steps) => steps.iter().any(|step| step.get(name).is_some()),
         Value::String(metric) => metric == name,
-        table => name.split('.').try_fold(table, |at, key| at.get(key)).is_some(),
+        table => {
+            let (path, last) = name.rsplit_once('.').map_or((None, name), |(p, l)| (Some(p), l));
+            let mut path = path.into_iter().flat_map(|path| path.split('.'));
+            // A choice within a method is a key of its own, or the value of one: init = "pissa".
+            path.try_fold(table, |at, key| at.get(key)).is_some_and(|at| {
+                let named = at.as_table().into_iter().flat_map(|t| t.values());
+                at.get(last).is_some() || named.into_iter().any(|v| v.as_str() == Some(last))
+            })
+        }
     }
 }
 

@@ -74,10 +74,10 @@ impl Measure {
         Ok(Some(Measure { eval, metric, task, general, max_length: recipe.data.max_length }))
     }
 
-    fn key(&self, model: &str, precision: Precision) -> String {
+    fn key(&self, model: &str, held: &str, precision: Precision) -> String {
         let hash = |t: &Option<Table>| t.as_ref().map_or(String::new(), |t| t.sha256.clone());
         let text = format!(
-            "{model} {} {:?} {} {} {} {}",
+            "{model} {held} {} {:?} {} {} {} {}",
             precision::name(precision),
             self.metric,
             self.eval.max_new_tokens,
@@ -97,7 +97,7 @@ impl Measure {
         file: &Path,
         say: Say,
     ) -> Result<Measured> {
-        let key = self.key(id, opened.precision);
+        let key = self.key(id, opened.held(), opened.precision);
         if file.is_file() {
             let known: Measured = io::read_json(file)?;
             if known.key == key {

@@ -19,7 +19,7 @@ use luthier_train::{
 use luthier_update::Start;
 
 use crate::{
-    export,
+    begin, export,
     manifest::{self, Input, Manifest},
     memory,
     open::Opened,
@@ -87,26 +87,19 @@ impl Stage {
             return Err(Error::input("models.policy", "missing: which model is trained?")
                 .hint("models.policy = \"smollm2-135m-instruct\", or --model"));
         }
-        let opened = crate::open::open(&recipe.models.policy, recipe.models.precision)?;
+        let beside = config.params.kept() != Kept::Model;
+        let opened = crate::open::open_base(&recipe.models, beside)?;
         Stage::with(recipe, config, opened)
     }
 
     /// The same on a model that is already open.
     pub fn with(recipe: Recipe, config: Train, mut opened: Opened) -> Result<Self> {
         let seed = Seed(config.seed);
-        let (train, eval) = prepare::both(&recipe.data, &opened.tokenizer, seed)?;
+        let (mut train, mut eval) = prepare::both(&recipe.data, &opened.tokenizer, seed)?;
         for row in train.rows.iter().chain(eval.iter().flat_map(|e| &e.rows)) {
             luthier_core::Batch::from_rows([row]).check_vocab(opened.model.vocab())?;
         }
-        let bound = bind(&config, &opened, seed)?;
-        let full = bound.form.kept() == Kept::Model;
-        match &config.continue_from {
-            Some(from) => continue_from(&bound, &opened, Path::new(from))?,
-            // The frozen twins of what learns are not needed any more.
-            None if full => opened.model = bound.policy.model.clone(),
-            None => {}
-        }
-        let plan = Plan {
+        let mut plan = Plan {
             lengths: train.rows.iter().map(Row::len).collect(),
             size: match (config.batch_size, config.batch_tokens) {
                 (Some(rows), _) => Size::Rows(rows),
@@ -120,6 +113,21 @@ impl Stage {
                 (true, false) => Order::Shuffled,
             },
         };
+        let measured = begin::measured(&config, &opened, &train.rows, &plan)?;
+        let bound = bind(&config, &opened, seed, measured)?;
+        let full = bound.form.kept() == Kept::Model;
+        match &config.continue_from {
+            Some(from) => continue_from(&bound, &opened, Path::new(from))?,
+            // The frozen twins of what learns are not needed any more.
+            None if full => opened.model = bound.policy.model.clone(),
+            None => {}
+        }
+        let placeholders = bound.policy.hooks.virtual_tokens;
+        for prepared in [Some(&mut train), eval.as_mut()].into_iter().flatten() {
+            let rows = std::mem::take(&mut prepared.rows);
+            prepared.rows = rows.into_iter().map(|row| row.behind(placeholders)).collect();
+        }
+        plan.lengths = train.rows.iter().map(Row::len).collect();
         let (keep, memory) = memory::plan(&config, &opened, &bound, &train.rows, &plan);
         let fisher = match config.update.ewc.as_ref().and_then(|ewc| ewc.fisher.as_ref()) {
             Some(file) => Some(StateDict::load(file)?),
@@ -236,6 +244,7 @@ impl Stage {
             recipe_sha256: io::sha256(recipe.as_bytes()),
             seed: self.config.seed,
             precision: precision::name(self.opened.precision).into(),
+            weights: self.opened.held().into(),
             inputs,
             outputs: manifest::outputs(out, files.iter().map(PathBuf::as_path))?,
             metrics,
@@ -291,10 +300,10 @@ pub fn check_out(out: &Path, resume: bool) -> Result<()> {
 
 /// Makes the model learnable. Weights that learn begin as the file has them, not as a model in bf16
 /// holds them.
-fn bind(config: &Train, opened: &Opened, seed: Seed) -> Result<Bound> {
+fn bind(config: &Train, opened: &Opened, seed: Seed, measured: StateDict) -> Result<Bound> {
     let exact = |name: &str| opened.exact_if(name);
-    let mut scope = Scope::new(seed.split("params").split("params"));
-    if opened.precision != Precision::F32 {
+    let mut scope = Scope::new(seed.split("params").split("params")).with_measured(measured);
+    if opened.precision != Precision::F32 || opened.holding.quantize.is_some() {
         scope = scope.with_exact(&exact);
     }
     config.params.bind_in(&opened.model, scope)

@@ -42,7 +42,8 @@ fn pico(dir: &Path) -> PathBuf {
 }
 
 fn recipe(dir: &Path, models: &str) -> Recipe {
-    let row = |i: usize| format!("{{\"prompt\": \"{i} and {i}\", \"completion\": \"{}\"}}\n", 2 * i);
+    let row =
+        |i: usize| format!("{{\"prompt\": \"{i} and {i}\", \"completion\": \"{}\"}}\n", 2 * i);
     fs::write(dir.join("train.jsonl"), (0..12).map(row).collect::<String>()).unwrap();
     let text = format!(
         "[models]\npolicy = \"model\"\nprecision = \"f32\"\n{models}\n[data]\ntrain = \

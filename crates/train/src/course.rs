@@ -47,16 +47,17 @@ impl<'a> Course<'a> {
         Ok(Course { all, seed, choice, policy: all.policy.clone(), params: all.params.clone() })
     }
 
-    /// Lets the form choose again before a step; `rate` is the step's learning rate.
+    /// Lets the form choose again before a step; `rate` is the step's learning rate. Says what
+    /// becomes of the optimizer's memory if the choice changed.
     pub fn choose(
         &mut self,
         place: Place,
         step: &Step,
         data: &Data,
         rate: f64,
-        stepper: &mut Stepper,
-    ) -> Result<()> {
-        let Some(choice) = &mut self.choice else { return Ok(()) };
+        stepper: &Stepper,
+    ) -> Result<Option<Handover>> {
+        let Some(choice) = &mut self.choice else { return Ok(None) };
         let Place { round, step: made, steps, epoch_begins } = place;
         let mut trial = Passes { all: self.all, step, data, stepper, rate };
         let mut moment = Moment {
@@ -69,16 +70,12 @@ impl<'a> Course<'a> {
             now: &self.params,
             trial: &mut trial,
         };
-        match choice.choose(&mut moment)? {
-            Some(chosen) => self.learn(chosen, stepper),
-            None => Ok(()),
-        }
-    }
-
-    fn learn(&mut self, chosen: Chosen, stepper: &mut Stepper) -> Result<()> {
-        tracing::info!("{}", chosen.note);
-        stepper.rebind(&chosen.params, chosen.handover == Handover::Keep)?;
-        self.set(chosen.params)
+        let Some(Chosen { params, handover, note }) = choice.choose(&mut moment)? else {
+            return Ok(None);
+        };
+        tracing::info!("{note}");
+        self.set(params)?;
+        Ok(Some(handover))
     }
 
     fn set(&mut self, params: Vec<Param>) -> Result<()> {

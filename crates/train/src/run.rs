@@ -9,7 +9,7 @@ use std::{
 
 use luthier_core::{Batch, Error, Result, Row, Seed, StateDict};
 use luthier_loss::Objective;
-use luthier_params::Bound;
+use luthier_params::{Bound, Handover};
 use luthier_update::{Start, Stepper};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -247,7 +247,16 @@ impl Run<'_> {
             keep: self.job.keep,
         };
         let rate = self.stepper.learning_rate()?;
-        self.course.choose(place, &all, &data, rate, &mut self.stepper)?;
+        match self.course.choose(place, &all, &data, rate, &self.stepper)? {
+            // Where a round begins is where its penalties pull to.
+            Some(_) if place.step == 0 => {
+                self.stepper = stepper(self.job, &self.course, place.steps)?;
+            }
+            Some(handover) => {
+                self.stepper.rebind(&self.course.params, handover == Handover::Keep)?;
+            }
+            None => {}
+        }
         let step = Step { policy: &self.course.policy, params: &self.course.params, ..all };
         let report = step.run(&data, &mut self.gradients, &mut self.stepper)?;
         let seconds = begun.elapsed().as_secs_f64();

@@ -182,23 +182,3 @@ fn threads_do_not_show_in_any_optimizer() {
         assert_eq!(run(1), run(3), "{}", case.name);
     }
 }
-#[test]
-fn zz_time() {
-    for case in Case::all().into_iter().filter(|c| !c.key.contains("muon")) {
-        let (at, optimizer) = case.update.optimizer().unwrap();
-        let plan = optimizer.plan(at).unwrap();
-        let dims = [4096, 1536];
-        let n = 4096*1536;
-        let mut param: Vec<f32> = (0..n).map(|i| (i as f32 * 0.37).sin()).collect();
-        let grad: Vec<f32> = (0..n).map(|i| (i as f32 * 0.77).sin()).collect();
-        let mut state: Vec<Data> = plan.state.iter().map(|(_, of)| of.begin(&dims, &param)).collect();
-        let mut best = f64::MAX;
-        for t in 1..=5 {
-            let now = Move { t, learning_rate: 0.1, weight_decay: 0.1, grad_scale: 1.0 };
-            let s = std::time::Instant::now();
-            optimizer.apply(&now, &dims, &mut param, &grad, &mut state);
-            best = best.min(s.elapsed().as_secs_f64());
-        }
-        eprintln!("{} {:.2} ns/element", case.name, best * 1e9 / n as f64);
-    }
-}

@@ -39,8 +39,21 @@ const BELOW_RECIPE: &[&str] = BELOW_CLI.split_at(BELOW_CLI.len() - 2).0;
 const BELOW_REPRODUCE: &[&str] = BELOW_CLI.split_at(BELOW_CLI.len() - 1).0;
 
 const BELOW_CLI: &[&str] = &[
-    "core", "kernels", "model", "data", "weights", "rollout", "probe", "params", "loss", "update",
-    "decode", "train", "serve", "recipe", "reproduce",
+    "core",
+    "kernels",
+    "model",
+    "data",
+    "weights",
+    "rollout",
+    "probe",
+    "params",
+    "loss",
+    "update",
+    "decode",
+    "train",
+    "serve",
+    "recipe",
+    "reproduce",
 ];
 
 /// Left in a manifest while many people build at once; must be gone when they are done.

@@ -21,12 +21,37 @@ impl<'a> PolicySource<'a> {
     }
 }
 
+/// The step with `n` placeholders before each sequence that begins, and all positions behind them.
+fn behind_placeholders(step: &Step, n: usize) -> Option<(Vec<u32>, Arc<Rows>)> {
+    if n == 0 {
+        return None;
+    }
+    let (mut ids_n, mut lengths, mut starts) = (Vec::new(), Vec::new(), Vec::new());
+    for row in 0..step.rows.b() {
+        let range = step.rows.range(row);
+        let start = step.rows.positions_n[range.start] as usize;
+        let before = if start == 0 { n } else { 0 };
+        ids_n.extend(std::iter::repeat_n(0, before));
+        ids_n.extend_from_slice(&step.ids_n[range.clone()]);
+        lengths.push(before + range.len());
+        starts.push(if start == 0 { 0 } else { start + n });
+    }
+    Some((ids_n, Arc::new(Rows::new(&lengths, |row| starts[row]))))
+}
+
 impl Source for PolicySource<'_> {
     fn vocab(&self) -> usize {
         self.policy.model.vocab()
     }
 
     fn step(&mut self, step: &Step, logits_bv: &mut Vec<f32>) -> Result<()> {
+        let behind = behind_placeholders(step, self.policy.hooks.virtual_tokens);
+        let step = match &behind {
+            None => step,
+            Some((ids_n, rows)) => {
+                &Step { ids_n, rows: rows.clone(), slots_b: step.slots_b }
+            }
+        };
         let rows = &step.rows;
         self.cache.select(step.slots_b.to_vec());
         let mut ctx = Ctx::new(&self.policy.hooks, rows.clone(), step.ids_n);

@@ -40,7 +40,8 @@ impl Form for LnTuning {
         let sites = self.targets(policy.model.sites())?;
         let ids: Vec<SiteId> = sites.iter().map(|site| site.id).collect();
         let (model, vars) = policy.model.learn(&ids)?;
-        if let Some((name, _)) = vars.iter().find(|(n, _)| scope.params().iter().any(|p| p.name == *n))
+        if let Some((name, _)) =
+            vars.iter().find(|(n, _)| scope.params().iter().any(|p| p.name == *n))
         {
             let what = format!("names {name}, which learns already");
             return Err(Error::input(format!("{KEY}.at"), what)

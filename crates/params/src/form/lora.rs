@@ -301,8 +301,7 @@ impl Lora {
             known.push(Known::of(self, target, scope));
         }
         let start = |(target, known)| Start::of(self, model, target, known);
-        let starts: Vec<Start> =
-            targets.par_iter().zip(known).map(start).collect::<Result<_>>()?;
+        let starts: Vec<Start> = targets.par_iter().zip(known).map(start).collect::<Result<_>>()?;
         let targets = targets.iter().copied().zip(starts).collect();
         self.bind_started(policy, targets, scope)
     }

@@ -18,6 +18,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Form, Globs, Init, Scope};
 
+mod rows;
+
+use rows::scale_shift;
+
 const KEY: &str = "train.params.ssf";
 
 /// `[train.params.ssf]`.
@@ -131,35 +135,29 @@ struct Output {
 }
 
 impl Output {
-    fn apply(&self, y: Tensor) -> Result<Tensor> {
-        let y = match &self.scale_d {
-            Some(scale_d) => y.broadcast_mul(scale_d)?,
-            None => y,
-        };
-        Ok(match &self.shift_d {
-            Some(shift_d) => y.broadcast_add(shift_d)?,
-            None => y,
-        })
+    fn apply(&self, y: &Tensor) -> Result<Tensor> {
+        let (scale_d, shift_d) = (self.scale_d.as_deref(), self.shift_d.as_deref());
+        Ok(scale_shift(y, scale_d, shift_d)?)
     }
 }
 
 impl Hook for Output {
     fn after(&self, _at: &At, _x: &Tensor, y: Tensor) -> Result<Tensor> {
-        self.apply(y)
+        self.apply(&y)
     }
 
     fn fold(&self, site: &SiteInfo, lin: &Affine) -> Result<Option<Affine>> {
         let w = lin.w_oi.to_dtype(DType::F32)?;
         let SiteKind::Linear { .. } = site.kind else {
             // A row of the table, or a norm's scale, is an output itself.
-            return Ok(Some(Affine { w_oi: self.apply(w)?.detach(), b_o: lin.b_o.clone() }));
+            return Ok(Some(Affine { w_oi: self.apply(&w)?.detach(), b_o: lin.b_o.clone() }));
         };
         let w_oi = match &self.scale_d {
             Some(scale_o) => w.broadcast_mul(&scale_o.unsqueeze(1)?)?.detach(),
             None => w,
         };
         let b_o = match (&lin.b_o, &self.shift_d) {
-            (Some(b_o), _) => Some(self.apply(b_o.to_dtype(DType::F32)?)?.detach()),
+            (Some(b_o), _) => Some(self.apply(&b_o.to_dtype(DType::F32)?)?.detach()),
             (None, Some(shift_o)) => Some(shift_o.as_detached_tensor().copy()?),
             (None, None) => None,
         };
@@ -174,7 +172,7 @@ struct Input {
 
 impl Hook for Input {
     fn before(&self, _at: &At, x: Tensor) -> Result<Tensor> {
-        Ok(x.broadcast_add(&self.shift_i)?)
+        Ok(scale_shift(&x, None, Some(&self.shift_i))?)
     }
 
     fn on_input(&self) -> bool {

@@ -38,7 +38,8 @@ pub(crate) const ROWS: &str = "trainable_tokens_delta";
 
 /// Whether the head is the embedding table: then learning it means learning that one.
 pub(crate) fn tied(model: &dyn Model) -> Result<bool> {
-    let (Some(embed), Some(head)) = (model.sites().get("embed"), model.sites().get("logits")) else {
+    let (Some(embed), Some(head)) = (model.sites().get("embed"), model.sites().get("logits"))
+    else {
         return Ok(false);
     };
     let (_, vars) = model.learn(&[head.id])?;
@@ -109,8 +110,9 @@ impl Form for Tokens {
             && targets.iter().any(|site| site.id == head.id)
         {
             let what = "names logits, which is the embedding in this model";
-            return Err(Error::input(format!("{KEY}.at"), what)
-                .hint("at = \"embed\": the head follows"));
+            return Err(
+                Error::input(format!("{KEY}.at"), what).hint("at = \"embed\": the head follows")
+            );
         }
         for site in targets {
             let hook = self.hook(site, model.as_ref(), scope)?;

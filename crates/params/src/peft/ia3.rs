@@ -38,9 +38,11 @@ pub(super) fn write(ia3: &Ia3, out: &mut Out) -> Result<About> {
         return Err(Error::failed("train.params.full", "learns an embedding that is the head too")
             .hint("PEFT keeps the two together beside a LoRA only"));
     }
-    let feedforward = match modules::endings(&inputs, &bound) {
-        Some(names) => json!(names),
-        None => modules::regex(&inputs),
+    // A list must be a part of `target_modules`, which whole paths never are.
+    let names = modules::endings(&inputs, &bound);
+    let feedforward = match names.iter().any(|name| inputs.contains(name)) {
+        false => json!(names),
+        true => modules::regex(&inputs),
     };
     let own: Written = vec![
         ("feedforward_modules", feedforward),

@@ -83,7 +83,8 @@ impl<'m> Reader<'m> {
             let known = sites.iter().filter_map(|s| s.module.as_deref());
             let near = nearest(module, known, 2).join(" or ");
             let what = format!("this model has no module {module}");
-            let hint = if near.is_empty() { "the adapter is for another model".into() } else { near };
+            let hint =
+                if near.is_empty() { "the adapter is for another model".into() } else { near };
             Error::input(self.at(key), what).hint(format!("nearest: {hint}"))
         })
     }

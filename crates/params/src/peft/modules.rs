@@ -19,12 +19,12 @@ pub(super) fn target_modules(bound: &[&str], all: &[&str]) -> Value {
     regex(bound)
 }
 
-/// The last names of `bound` when no other path of `all` ends in one of them, dot or no dot: that is
-/// how PEFT reads `modules_to_save` and `feedforward_modules`.
-pub(super) fn endings<'m>(bound: &[&'m str], all: &[&str]) -> Option<Vec<&'m str>> {
-    let names: BTreeSet<&str> = bound.iter().map(|m| last(m)).collect();
-    let meant = |m: &&str| bound.contains(m) || !names.iter().any(|name| m.ends_with(name));
-    all.iter().all(meant).then(|| names.into_iter().collect())
+/// The shortest endings of paths, last names or whole, that name `bound` out of `all`. PEFT reads
+/// `modules_to_save` and `feedforward_modules` so, dot or no dot before the ending.
+pub(super) fn endings<'m>(bound: &[&'m str], all: &[&str]) -> Vec<&'m str> {
+    let meant = |end: &str| all.iter().all(|m| bound.contains(m) || !m.ends_with(end));
+    let shortest = |m: &&'m str| if meant(last(m)) { last(m) } else { *m };
+    bound.iter().map(shortest).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// A regular expression for exactly the modules `bound`.
@@ -142,13 +142,14 @@ mod tests {
     }
 
     #[test]
-    fn endings_say_exactly_what_is_meant_or_nothing() {
+    fn endings_say_exactly_what_is_meant() {
         let all = ["model.embed_tokens", "a.norm", "a.input_norm", "b.norm", "lm_head"];
-        assert_eq!(endings(&["lm_head", "model.embed_tokens"], &all), Some(vec!["embed_tokens", "lm_head"]));
-        assert_eq!(endings(&["a.norm", "b.norm"], &all), None);
-        assert_eq!(endings(&["a.norm", "b.norm", "a.input_norm"], &all), Some(vec!["input_norm", "norm"]));
-        assert_eq!(endings(&["a.norm"], &all), None);
-        assert_eq!(endings(&[], &all), Some(vec![]));
+        let of = |bound: &[&'static str]| endings(bound, &all);
+        assert_eq!(of(&["model.embed_tokens", "lm_head"]), ["embed_tokens", "lm_head"]);
+        assert_eq!(of(&["a.norm", "b.norm", "lm_head"]), ["a.norm", "b.norm", "lm_head"]);
+        assert_eq!(of(&["a.norm", "b.norm", "a.input_norm"]), ["input_norm", "norm"]);
+        assert_eq!(of(&["b.norm", "a.input_norm"]), ["b.norm", "input_norm"]);
+        assert_eq!(of(&[]), [""; 0]);
     }
 
     #[test]

@@ -56,7 +56,10 @@ impl<'b> Out<'b> {
 /// Writes `dir` so that PEFT loads it; the same variables give the same bytes.
 pub fn save(dir: &Path, bound: &Bound, sites: &SiteMap, base: &Base) -> Result<()> {
     if let Some(param) = bound.params.iter().find(|p| p.mask.is_some()) {
-        return Err(Error::failed(&param.name, "learned in chosen entries, which PEFT cannot keep"));
+        return Err(Error::failed(
+            &param.name,
+            "learned in chosen entries, which PEFT cannot keep",
+        ));
     }
     let left = bound.params.iter().map(|p| (p.name.as_str(), &p.var)).collect();
     let mut out = Out { bound, sites, base, left, state: StateDict::default() };

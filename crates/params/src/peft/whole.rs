@@ -54,7 +54,7 @@ pub(super) fn write(out: &mut Out) -> Result<Whole> {
         out.put(module(head)?, ".weight", weight);
         tied_head = true;
     }
-    let names = modules::endings(&chosen, &all).unwrap_or_else(|| chosen.clone());
+    let names = modules::endings(&chosen, &all);
     Ok(Whole { names: json!(names), tied: tied_head, count: chosen.len() })
 }
 

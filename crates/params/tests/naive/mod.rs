@@ -4,8 +4,9 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use candle_core::{D, DType, Device, Tensor, Var};
 use luthier_core::{
-    Affine, Ctx, Hooks, Model, Param, Result, SiteId, SiteKind, SiteMap, StateDict, io,
+    Affine, Ctx, Hooks, Model, Param, Result, Rows, SiteId, SiteKind, SiteMap, StateDict, io,
 };
+use luthier_params::{Bound, peft};
 use luthier_testkit::{golden, load_tensors};
 
 const LAYERS: usize = 2;
@@ -13,6 +14,23 @@ const HEADS: usize = 4;
 const KV_HEADS: usize = 2;
 const HEAD_WIDTH: usize = 8;
 const EPS: f64 = 1e-6;
+
+/// With `LUTHIER_PEFT_OUT` set, leaves an adapter there for `benches/checks/peft_roundtrip.py` to
+/// load with PEFT, beside the logits that it gives here for rows of these lengths.
+#[allow(dead_code)]
+pub fn leave_for_peft(name: &str, base: &str, bound: &Bound, ids: &[u32], lengths: &[usize]) {
+    let Some(out) = std::env::var_os("LUTHIER_PEFT_OUT") else { return };
+    let dir = std::path::Path::new(&out).join(name);
+    let base = peft::Base { name: base.into(), sha256: None };
+    peft::save(&dir, bound, bound.policy.model.sites(), &base).expect("it can be saved");
+    let rows = Arc::new(Rows::new(lengths, |_| 0));
+    let logits_nv = bound.policy.logits(ids, rows.clone()).expect("it runs").detach();
+    let offsets: Vec<u32> = rows.offsets.iter().map(|offset| *offset as u32).collect();
+    let column = |x: &[u32]| Tensor::new(x, &Device::Cpu).expect("a column");
+    let values = [("logits_nv", logits_nv), ("ids_n", column(ids)), ("offsets", column(&offsets))];
+    let values: StateDict = values.into_iter().map(|(k, v)| (k.to_string(), v)).collect();
+    values.save(&dir.join("golden.safetensors"), &[]).expect("it can be written");
+}
 
 /// A pico llama or qwen2 of `tests/golden/models`.
 #[derive(Clone)]

@@ -5,14 +5,13 @@
 //! batch. Signs: the entry of largest size of every component is positive. With as many components
 //! as columns nothing is ever lost, and the result is that of all rows together.
 //!
-//! The stack is never laid out: its Gram matrix is the sum of the parts' and its eigenpairs are
-//! `(σ², V)`. That is exact to `ε₆₄ · σ₁² / 2σ`, below what rounding the rows to f32 does (`ε₃₂ · σ₁`)
+//! The eigenpairs `(σ², V)` are those of the smaller of the stack's two Gram matrices. That is exact to `ε₆₄ · σ₁² / 2σ`, below what rounding the rows to f32 does (`ε₃₂ · σ₁`)
 //! for every `σ > 2⁻³⁰ σ₁`.
 
-use faer::{Mat, MatRef};
+use faer::{Accum, Mat, MatRef, Par, linalg::matmul::matmul};
 use luthier_core::Result;
 
-use crate::svd::{CHUNK, add_square, leading, mirror};
+use crate::svd::{CHUNK, add_square, leading, mirror, orthonormal};
 
 /// The leading principal components of the rows seen so far.
 #[derive(Clone, Debug)]
@@ -83,31 +82,13 @@ impl Incremental {
             }
             mean.iter_mut().for_each(|sum| *sum /= m);
         }
-        let mut gram = Mat::<f64>::zeros(d, d);
-        if self.begun() {
-            let known = Mat::from_fn(d, self.keep, |i, j| self.basis[(i, j)] * self.sigma[j]);
-            add_square(&mut gram, known.as_ref());
-        }
-        for chunk in rows.chunks(CHUNK * d) {
-            let mut wide = Vec::with_capacity(chunk.len());
-            for row in chunk.chunks_exact(d) {
-                wide.extend(row.iter().zip(&mean).map(|(x, mean)| f64::from(*x) - mean));
-            }
-            self.total += wide.iter().map(|x| x * x).sum::<f64>();
-            let x = MatRef::from_row_major_slice(&wide, wide.len() / d, d);
-            add_square(&mut gram, x.transpose());
-        }
-        if self.center && self.begun() {
-            let by = (n * m / (n + m)).sqrt();
-            let apart = Mat::from_fn(d, 1, |i, _| by * (self.mean[i] - mean[i]));
-            self.total += apart.col(0).iter().map(|x| x * x).sum::<f64>();
-            add_square(&mut gram, apart.as_ref());
-        }
-        mirror(&mut gram);
-
-        let start = self.begun().then(|| self.basis.as_ref());
-        let (values, mut basis) = leading(name, gram.as_ref(), self.keep, start)?;
+        let stacked = self.keep * usize::from(self.begun()) + rows.len() / d + 1;
+        let (values, mut basis) = match stacked < d {
+            true => self.by_rows(name, rows, &mean)?,
+            false => self.by_columns(name, rows, &mean)?,
+        };
         turn(&mut basis);
+        self.total += self.squares(rows, &mean);
         if self.begun() {
             let cosine = |j: usize| {
                 let both = basis.col(j).iter().zip(self.basis.col(j).iter());
@@ -123,6 +104,82 @@ impl Incremental {
         }
         self.seen += m as usize;
         Ok(true)
+    }
+
+    /// `√(n·m / (n + m)) · (μ − x̄)`; zeros in the first batch.
+    fn shift(&self, m: usize, mean: &[f64]) -> Vec<f64> {
+        let (n, m) = (self.seen as f64, m as f64);
+        let by = (n * m / (n + m)).sqrt();
+        self.mean.iter().zip(mean).map(|(mu, mean)| by * (mu - mean)).collect()
+    }
+
+    /// What a batch adds to the sum of squares around the mean.
+    fn squares(&self, rows: &[f32], mean: &[f64]) -> f64 {
+        let m = rows.len() / self.width;
+        let of = |row: &[f32]| -> f64 {
+            row.iter().zip(mean).map(|(x, mean)| (f64::from(*x) - mean).powi(2)).sum()
+        };
+        let within: f64 = rows.chunks_exact(self.width).map(of).sum();
+        within + self.shift(m, mean).iter().map(|x| x * x).sum::<f64>()
+    }
+
+    /// The eigenpairs of the stack's columns, `ZᵀZ`: for many rows, which are taken a few at a time.
+    fn by_columns(&self, name: &str, rows: &[f32], mean: &[f64]) -> Result<(Vec<f64>, Mat<f64>)> {
+        let d = self.width;
+        let mut gram = Mat::<f64>::zeros(d, d);
+        for chunk in rows.chunks(CHUNK * d) {
+            let mut wide = Vec::with_capacity(chunk.len());
+            for row in chunk.chunks_exact(d) {
+                wide.extend(row.iter().zip(mean).map(|(x, mean)| f64::from(*x) - mean));
+            }
+            let x = MatRef::from_row_major_slice(&wide, wide.len() / d, d);
+            add_square(&mut gram, x.transpose());
+        }
+        let shift = self.shift(rows.len() / d, mean);
+        add_square(&mut gram, MatRef::from_column_major_slice(&shift, d, 1));
+        if self.begun() {
+            let known = Mat::from_fn(d, self.keep, |i, j| self.basis[(i, j)] * self.sigma[j]);
+            add_square(&mut gram, known.as_ref());
+        }
+        mirror(&mut gram);
+        let start = self.begun().then(|| self.basis.as_ref());
+        leading(name, gram.as_ref(), self.keep, start)
+    }
+
+    /// The eigenpairs of the stack's rows, `ZZᵀ`, turned into those of its columns: for few rows.
+    fn by_rows(&self, name: &str, rows: &[f32], mean: &[f64]) -> Result<(Vec<f64>, Mat<f64>)> {
+        let (d, m) = (self.width, rows.len() / self.width);
+        let mut wide = Vec::with_capacity((self.keep + m + 1) * d);
+        if self.begun() {
+            for (j, sigma) in self.sigma.iter().enumerate() {
+                wide.extend(self.basis.col(j).iter().map(|v| v * sigma));
+            }
+        }
+        for row in rows.chunks_exact(d) {
+            wide.extend(row.iter().zip(mean).map(|(x, mean)| f64::from(*x) - mean));
+        }
+        wide.extend(self.shift(m, mean));
+        let z = MatRef::from_row_major_slice(&wide, wide.len() / d, d);
+        let mut gram = Mat::<f64>::zeros(z.nrows(), z.nrows());
+        add_square(&mut gram, z);
+        mirror(&mut gram);
+        let times = |a: MatRef<'_, f64>, b: &Mat<f64>| {
+            let mut out = Mat::<f64>::zeros(a.nrows(), b.ncols());
+            matmul(out.as_mut(), Accum::Replace, a, b.as_ref(), 1.0, Par::Seq);
+            out
+        };
+        let start = self.begun().then(|| times(z, &self.basis));
+        let start = start.as_ref().map(|start| start.as_ref());
+        let (values, left) = leading(name, gram.as_ref(), self.keep, start)?;
+        let mut turned = times(z.transpose(), &left);
+        for j in 0..turned.ncols() {
+            let length = turned.col(j).iter().map(|x| x * x).sum::<f64>().sqrt();
+            if length > 0.0 {
+                turned.as_mut().col_mut(j).iter_mut().for_each(|x| *x /= length);
+            }
+        }
+        // Directions of hardly any variance come out bent.
+        Ok((values, orthonormal(turned).0))
     }
 
     /// The components, `(keep, width)` row after row; empty before the first batch.

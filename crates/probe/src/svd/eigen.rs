@@ -76,14 +76,12 @@ fn search(
         _ => rng.normal(),
     });
     for _ in 0..ROUNDS {
-        let q = space(gram, x);
-        let mut gq = Mat::<f64>::zeros(d, q.ncols());
-        matmul(gq.as_mut(), Accum::Replace, gram, q.as_ref(), 1.0, Par::Seq);
-        let mut small = Mat::<f64>::zeros(q.ncols(), q.ncols());
-        matmul(small.as_mut(), Accum::Replace, q.transpose(), gq.as_ref(), 1.0, Par::Seq);
+        let (k, gk) = space(gram, x);
+        let mut small = Mat::<f64>::zeros(k.ncols(), k.ncols());
+        matmul(small.as_mut(), Accum::Replace, k.transpose(), gk.as_ref(), 1.0, Par::Seq);
         let (mut values, mix) = whole(name, small.as_ref())?;
-        let gx = product(&gq, &columns(&mix, keep));
-        x = product(&q, &columns(&mix, width));
+        let gx = product(&gk, &columns(&mix, keep));
+        x = product(&k, &columns(&mix, width));
         let bound = f64::EPSILON * d as f64 * values[0];
         let settled = |j: usize| {
             let apart = gx.col(j).iter().zip(x.col(j).iter()).map(|(g, v)| g - values[j] * v);
@@ -97,26 +95,33 @@ fn search(
     Ok(None)
 }
 
-/// An orthonormal basis of `[X, GX, G²X, …]`.
-fn space(gram: MatRef<'_, f64>, x: Mat<f64>) -> Mat<f64> {
+/// An orthonormal basis `K` of `[X, GX, G²X, …]`, and `G K`.
+fn space(gram: MatRef<'_, f64>, x: Mat<f64>) -> (Mat<f64>, Mat<f64>) {
     let (d, width) = (x.nrows(), x.ncols());
     let mut all = Mat::<f64>::zeros(d, width * DEPTH);
+    let mut image = Mat::<f64>::zeros(d, width * DEPTH);
     let (mut last, _) = orthonormal(x);
     for k in 0..DEPTH {
-        all.as_mut().subcols_mut(k * width, width).copy_from(last.as_ref());
+        let (from, to) = (k * width, (k + 1) * width);
+        all.as_mut().subcols_mut(from, width).copy_from(last.as_ref());
+        let new = image.as_mut().subcols_mut(from, width);
+        matmul(new, Accum::Replace, gram, last.as_ref(), 1.0, Par::Seq);
         if k + 1 == DEPTH {
             break;
         }
-        let mut next = Mat::<f64>::zeros(d, width);
-        matmul(next.as_mut(), Accum::Replace, gram, last.as_ref(), 1.0, Par::Seq);
-        let known = all.as_ref().subcols(0, (k + 1) * width);
-        let mut along = Mat::<f64>::zeros(known.ncols(), width);
-        matmul(along.as_mut(), Accum::Replace, known.transpose(), next.as_ref(), 1.0, Par::Seq);
-        matmul(next.as_mut(), Accum::Add, known, along.as_ref(), -1.0, Par::Seq);
-        (last, _) = orthonormal(next);
+        let mut next = image.as_ref().subcols(from, width).to_owned();
+        // Twice: what is left of a block whose space is exhausted is rounding, in any direction.
+        for _ in 0..2 {
+            let known = all.as_ref().subcols(0, to);
+            let mut along = Mat::<f64>::zeros(to, width);
+            let onto = known.transpose();
+            matmul(along.as_mut(), Accum::Replace, onto, next.as_ref(), 1.0, Par::Seq);
+            matmul(next.as_mut(), Accum::Add, known, along.as_ref(), -1.0, Par::Seq);
+            (next, _) = orthonormal(next);
+        }
+        last = next;
     }
-    // Once more as a whole: where the space is exhausted, a block alone does not know the others.
-    orthonormal(all).0
+    (all, image)
 }
 
 /// The thin `Q R` of a matrix; `Q` is orthonormal whatever the matrix' rank.

@@ -4,6 +4,7 @@ mod check;
 mod convert;
 mod extract;
 mod folder;
+mod lora;
 mod peft;
 mod write;
 

@@ -41,7 +41,10 @@ pub fn choice(
     metric: &Choice,
     on_done: OnDone,
 ) -> Result<Evaluated> {
-    let read = |example: &Example| Question::read(example, tokenizer, policy.model.vocab());
+    let behind = policy.hooks.virtual_tokens;
+    let read = |example: &Example| -> Result<Question> {
+        Ok(Question::read(example, tokenizer, policy.model.vocab())?.behind(behind))
+    };
     let questions: Vec<Question> = table.examples.iter().map(read).collect::<Result<_>>()?;
     let mut rows = Vec::with_capacity(questions.len());
     let (mut outcomes, mut verdicts) = (Vec::new(), Vec::<ChoiceVerdict>::new());
@@ -87,6 +90,16 @@ pub fn choice(
 }
 
 impl Question {
+    /// The same behind `n` placeholders for virtual tokens.
+    fn behind(mut self, n: usize) -> Self {
+        for (ids, begin) in self.ids.iter_mut().zip(&mut self.begins) {
+            ids.splice(0..0, std::iter::repeat_n(0, n));
+            *begin += n;
+        }
+        self.shared += n;
+        self
+    }
+
     fn read(example: &Example, tokenizer: &Tokenizer, vocab: usize) -> Result<Self> {
         let at = example.origin.to_string();
         let (choices, labels) = choices(example)?;

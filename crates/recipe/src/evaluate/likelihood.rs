@@ -121,6 +121,14 @@ fn measure(policy: &Policy, rows: &[Row], table: &Table, on_done: OnDone) -> Res
         return Err(Error::input(&table.name, "there is no token to measure")
             .hint("every text is shorter than two tokens, or every row was dropped"));
     }
+    let placed: Vec<Row>;
+    let rows = match policy.hooks.virtual_tokens {
+        0 => rows,
+        n => {
+            placed = rows.iter().map(|row| row.clone().behind(n)).collect();
+            &placed
+        }
+    };
     let all: Vec<usize> = (0..rows.len()).collect();
     let passes = pack(&all, |row| rows[row].len(), PASS_TOKENS);
     let finished = Mutex::new((0, on_done));

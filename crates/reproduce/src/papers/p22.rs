@@ -1,19 +1,20 @@
 //! Steady fine-tuning on few examples (Tinn et al. 2023, paper 22): what the spread over seeds owes
 //! to the optimizer, and what freezing, layer-wise rates and a new top layer do for it.
 //!
-//! A decoder is pretrained on a small language with number agreement, then asked on 60 examples
+//! A decoder is pretrained on a small language with number agreement, then asked on 240 examples
 //! whether a sentence obeys it. Treatments: Adam without bias correction ("unrepaired"), Adam with
 //! it ("vanilla"), and vanilla with the lower half frozen, with layer-wise decay 0.8, with the
 //! highest block drawn anew; 400 updates of 16 rows each, warm-up 10 %, linear decay, clip 1. A seed
-//! draws the new rows of head and table and the order. A run fails at or below guessing + 2 points.
+//! draws the answers' rows of the head and the order. A run fails at or below guessing + 2 points.
 //!
-//! **Departures**: (1) a decoder that answers with a token, in place of an encoder with a
-//! classification head: of the three tokens that pretraining never met, rows of table and head are
-//! drawn anew by every seed; (2) no dropout; (3) the rate is that at which vanilla does best on the
-//! 40 development examples, and "best" of freezing and decay is that of the better one there; (4) the
+//! **Departures**: (1) a decoder that answers with a token at the end of the sentence, in place of an
+//! encoder with a classification head: no sentence holds the answers, and their rows of the head are
+//! drawn anew by every seed; (2) no dropout; (3) the rate is that at which vanilla does best on the 40
+//! development examples, and "best" of freezing and decay is that of the better one there; (4) the
 //! unrepaired control makes as many updates as the others, so that bias correction alone differs;
-//! (5) one model; the regression task and its claim about new top layers wait for a regression head,
-//! the new top layer is reported without a claim.
+//! (5) 240 training examples: with 60, plain fine-tuning of this decoder guessed; (6) one model; the
+//! regression task and its claim about new top layers wait for a regression head, the new top layer
+//! is reported without a claim.
 
 use luthier_core::{Result, Row, Seed};
 use luthier_train::Train;
@@ -46,7 +47,9 @@ const SIZES: Sizes = Sizes {
     tied: false,
 };
 
-const SENTENCES: usize = 32_000;
+const TEXTS: usize = 16_000;
+/// Examples to train on.
+const FEW: usize = 240;
 const RATES: [&str; 3] = ["1e-4", "3e-4", "1e-3"];
 /// Accuracy of guessing, and what a run must be above.
 const FAILED: f64 = 0.5 + 0.02;
@@ -58,8 +61,15 @@ const DECAY: &str = "decay 0.8";
 const ANEW: &str = "top anew";
 const TREATMENTS: [&str; 5] = [UNREPAIRED, VANILLA, FREEZE, DECAY, ANEW];
 
+const LEARNED: &str = "training examples";
 const DEV: &str = "development";
 const TEST: &str = "test";
+
+/// A design before this one, in case somebody thinks of it again.
+const TRIED: &str = "tried before: asking at a token of its own, which pretraining never met and \
+    freezing left as it was drawn, ten seeds at 1e-3: unrepaired 0.687, vanilla 0.876, freeze 1/2 \
+    0.493, decay 0.8 0.895, top anew 0.956; the claim did not hold for unrepaired runs, and missed \
+    its two points by 0.1";
 
 struct Data {
     train: Vec<Row>,
@@ -69,13 +79,13 @@ struct Data {
 
 fn run(lab: &Lab) -> Result<Measured> {
     let seed = Seed(22);
-    let rows = language::text(SENTENCES, seed.split("text"));
-    let set = ["batch_size=64", "micro_tokens=1024", "epochs=4", "learning_rate=2e-3"];
+    let rows = language::text(TEXTS, seed.split("text"));
+    let set = ["batch_size=32", "micro_tokens=1024", "epochs=4", "learning_rate=2e-3"];
     let config = recipe("recipes/full/sft.toml", &set)?;
     let how = Pretraining { name: "sentences", sizes: SIZES, rows: &rows, config: &config };
     let base = lab.pretrained(&how)?;
     let data = Data {
-        train: language::task(super::p28::env("EX", 60), seed.split("train")),
+        train: language::task(FEW, seed.split("train")),
         dev: language::task(40, seed.split("dev")),
         test: language::task(1000, seed.split("test")),
     };
@@ -87,18 +97,18 @@ fn run(lab: &Lab) -> Result<Measured> {
             return Ok(());
         }
         for seed in lab.seeds() {
-            let (dev, test) = one(lab, &base, treatment, rate, seed, &data)?;
-            runs.add(&at(treatment, rate), DEV, dev);
-            runs.add(&at(treatment, rate), TEST, test);
+            let figures = one(lab, &base, treatment, rate, seed, &data)?;
+            for (figure, value) in [LEARNED, DEV, TEST].into_iter().zip(figures) {
+                runs.add(&at(treatment, rate), figure, value);
+            }
         }
         let found = Estimate::of(runs.values(&at(treatment, rate), TEST)?);
-        lab.say(&format!("{treatment} at {rate}: {found} right {:?}", runs.values(&at(treatment, rate), TEST)?));
+        lab.say(&format!("{treatment} at {rate}: {found} right"));
         Ok(())
     };
     for rate in RATES {
         ask(VANILLA, rate, &mut runs)?;
     }
-    if std::env::var("ONLY").is_ok() { return Ok(runs); }
     let chosen = best(&runs, RATES.map(|rate| (VANILLA, rate)))?.1;
     let highest = RATES[RATES.len() - 1];
     for rate in [chosen, highest] {
@@ -152,7 +162,7 @@ fn settings(treatment: &str, rate: &str, seed: u64) -> Result<Train> {
     Ok(Train { seed, ..recipe(path, &set)? })
 }
 
-/// Accuracy on development and test examples after one run.
+/// Accuracy on training, development and test examples after one run.
 fn one(
     lab: &Lab,
     base: &Small,
@@ -160,16 +170,14 @@ fn one(
     rate: &str,
     seed: u64,
     data: &Data,
-) -> Result<(f64, f64)> {
+) -> Result<[f64; 3]> {
     let config = settings(treatment, rate, seed)?;
-    let mut start = base.clone();
-    for table in ["model.embed_tokens.weight", "lm_head.weight"] {
-        start = start.with_new_rows(table, &language::UNMET, Seed(seed).split("head"))?;
-    }
+    let head = Seed(seed).split("head");
+    let start = base.with_new_rows("lm_head.weight", &language::ANSWERS, head)?;
     let bound = start.bind(&config)?;
     lab.train(&bound, &data.train, &config)?;
     let exact = |rows| measure::exact(&bound.policy, rows);
-    Ok((exact(&data.dev)?, exact(&data.test)?))
+    Ok([exact(&data.train)?, exact(&data.dev)?, exact(&data.test)?])
 }
 
 fn summary(runs: &Measured, chosen: &'static str, highest: &str) -> Result<Measured> {
@@ -180,8 +188,10 @@ fn summary(runs: &Measured, chosen: &'static str, highest: &str) -> Result<Measu
     for treatment in TREATMENTS {
         let test = runs.values(&at(treatment, chosen), TEST)?;
         let high = runs.values(&at(treatment, highest), TEST)?;
-        for (test, high) in test.iter().zip(high) {
+        let learned = runs.values(&at(treatment, chosen), LEARNED)?;
+        for ((test, high), learned) in test.iter().zip(high).zip(learned) {
             measured.add(treatment, &format!("right at {chosen}"), *test);
+            measured.add(treatment, "of the training examples", *learned);
             if chosen != highest {
                 measured.add(treatment, &format!("right at {highest}"), *high);
             }
@@ -212,6 +222,7 @@ fn summary(runs: &Measured, chosen: &'static str, highest: &str) -> Result<Measu
         ));
     }
     measured.note(format!("{chosen} is where {VANILLA} did best on the development examples"));
+    measured.note(TRIED);
     Ok(measured)
 }
 
@@ -251,8 +262,7 @@ mod tests {
             runs.add(&at(VANILLA, rate), DEV, dev);
             runs.add(&at(VANILLA, rate), TEST, test);
         }
-        if std::env::var("ONLY").is_ok() { return Ok(runs); }
-    let chosen = best(&runs, RATES.map(|rate| (VANILLA, rate))).unwrap();
+        let chosen = best(&runs, RATES.map(|rate| (VANILLA, rate))).unwrap();
         assert_eq!(chosen, (VANILLA, "3e-4"));
     }
 }

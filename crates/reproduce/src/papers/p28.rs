@@ -8,8 +8,11 @@
 //!
 //! **Departures**: (1) all seeds start from one pretrained model and differ in data, order and draw;
 //! (2) keys and values of facts, and all skills, use the same letters, so that a fact cannot be lost
-//! through its output tokens alone; (3) the time of a step is an aside: at this size it is not made
-//! of matrix products.
+//! through its output tokens alone; (3) skills work on three letters, with 3200 examples at a learning
+//! rate of 1e-4: the first setting (800 of four letters, 3e-4) left two skills half learned, so that
+//! arms were compared by their speed, and the second (1600, 3e-4) left tuning all weights with 2 % of
+//! the facts, so that nothing was left to differ in; with this one it masters the skills and keeps
+//! some facts; (4) the time of a step is an aside: at this size it is hardly made of matrix products.
 
 use luthier_core::{Policy, Result, Row, Seed, StateDict};
 use luthier_params::{Full, Half, Params};
@@ -43,8 +46,18 @@ const SIZES: Sizes =
     Sizes { layers: 6, width: 96, heads: 4, kv_heads: 4, ffn: 256, vocab: 27, tied: false };
 
 const FACTS: usize = 300;
-const EXAMPLES: usize = 800;
+const EXAMPLES: usize = 3200;
+/// Letters that a skill works on.
+const LENGTH: usize = 3;
 const TESTS: usize = 200;
+
+/// Settings before this one, in case somebody thinks of them again.
+const TRIED: [&str; 2] = [
+    "tried before: 800 examples of four letters at 3e-4, one seed: facts 0.097 with all, 0.210 with \
+        HFT, skills learned 0.63 and 0.49; the claim did not hold for what is learned",
+    "tried before: 1600 examples of three letters at 3e-4, five seeds: facts 0.021 with all, 0.061 \
+        with HFT, skills learned 0.98 and 0.91; the claim did not hold for what is learned",
+];
 
 const ALL: &str = "all (FFT)";
 const REDRAWN: &str = "half, redrawn (HFT)";
@@ -71,10 +84,9 @@ fn run(lab: &Lab) -> Result<Measured> {
     for seed in lab.seeds() {
         let stages: Vec<Stage> = (0..3).map(|skill| Stage::new(skill, Seed(seed))).collect();
         for arm in ARMS {
-            if std::env::var("ONLY").is_ok() && arm != ALL { continue; }
             let course = Course::run(lab, &base, arm, seed, &facts, &stages)?;
             course.add(arm, &mut measured);
-            lab.say(&format!("seed {seed}, {arm}: facts recalled {:.3} {:?}", course.recall, course.right));
+            lab.say(&format!("seed {seed}, {arm}: facts recalled {:.3}", course.recall));
             if arm == ALL {
                 let reset = half_reset(&base, &course.first, &facts, Seed(seed))?;
                 measured.add("before", RECALL, known);
@@ -84,6 +96,7 @@ fn run(lab: &Lab) -> Result<Measured> {
         }
     }
     claims(&mut measured, known)?;
+    TRIED.iter().for_each(|tried| measured.note(*tried));
     Ok(measured)
 }
 
@@ -115,7 +128,7 @@ fn claims(measured: &mut Measured, known: f64) -> Result<()> {
 
 /// The training settings of an arm for one stage.
 fn settings(arm: &str, seed: u64, stage: usize) -> Result<Train> {
-    let mut set = vec!["batch_size=16", "micro_tokens=512", "epochs=4", "learning_rate=3e-4"];
+    let mut set = vec!["batch_size=16", "micro_tokens=512", "epochs=4", "learning_rate=1e-4"];
     if arm == BLOCKS {
         set.push("granularity=layer");
     }
@@ -246,12 +259,12 @@ impl Stage {
         let seed = seed.split("skill").at(skill as u64);
         let mut rng = seed.rng();
         let mut example = |example| {
-            let text: Vec<u32> = (0..env("LEN", 4)).map(|_| rng.below(LETTERS) as u32).collect();
+            let text: Vec<u32> = (0..LENGTH).map(|_| rng.below(LETTERS) as u32).collect();
             let prompt = [&[SKILLS[skill]], &text[..], &[ARROW]].concat();
             measure::row(&prompt, &answer(skill, &text), example)
         };
-        let mut rows: Vec<Row> = (0..env("EX", EXAMPLES) + TESTS).map(&mut example).collect();
-        let test = rows.split_off(env("EX", EXAMPLES));
+        let mut rows: Vec<Row> = (0..EXAMPLES + TESTS).map(&mut example).collect();
+        let test = rows.split_off(EXAMPLES);
         Stage { train: rows, test }
     }
 }
@@ -314,5 +327,3 @@ mod tests {
         assert_ne!(of(BLOCKS, 0).params, of(FIXED, 0).params);
     }
 }
-
-pub fn env(name: &str, or: usize) -> usize { std::env::var(name).map_or(or, |v| v.parse().unwrap()) }

@@ -123,11 +123,13 @@ impl Rule {
 static SIGNED: LazyLock<Book> = LazyLock::new(|| Book::new(true));
 static UNSIGNED: LazyLock<Book> = LazyLock::new(|| Book::new(false));
 
-/// Numbers of ascending size, and where to look for one.
+/// Numbers of ascending size, and where to look for the nearest.
 struct Book {
     codes: [f32; 256],
-    /// By the upper half of a number's bits: the first code that can be as large as such a number.
-    first: Vec<u8>,
+    /// The largest number that is not nearer to the next code.
+    edges: [f32; 256],
+    /// By the upper half of a number's bits: the lowest code that is nearest to such a number.
+    lowest: Vec<u8>,
 }
 
 impl Book {
@@ -143,12 +145,14 @@ impl Book {
         }
         codes.sort_by(f32::total_cmp);
         let codes: [f32; 256] = codes.try_into().expect("2 and twice 127 codes");
+        let edge = |i: usize| codes.get(i + 1).map_or(f32::INFINITY, |next| last(codes[i], *next));
+        let edges = std::array::from_fn(edge);
         let least = |upper: u16| {
             let ends = [0, 0xffff].map(|lower| f32::from_bits((u32::from(upper) << 16) | lower));
             ends[0].min(ends[1])
         };
-        let first = |upper: u16| codes.partition_point(|code| *code < least(upper)).min(255) as u8;
-        Book { first: (0..=u16::MAX).map(first).collect(), codes }
+        let lowest = |upper: u16| edges.partition_point(|edge| *edge < least(upper)) as u8;
+        Book { lowest: (0..=u16::MAX).map(lowest).collect(), codes, edges }
     }
 
     fn read(&self, codes: &[u8], max: f32, numbers: &mut [f32]) {
@@ -166,16 +170,26 @@ impl Book {
         max
     }
 
-    /// The lower of two that are as near. Numbers with the same upper bits have at most one code
-    /// among them, so that one look further up is enough.
+    /// The lower of two that are as near. Numbers with the same upper bits have at most one edge
+    /// among them.
     #[inline(always)]
     fn nearest(&self, x: f32) -> u8 {
-        let first = usize::from(self.first[(x.to_bits() >> 16) as usize]);
-        let above = (first + usize::from(self.codes[first] < x)).min(255);
-        let below = above.saturating_sub(1);
-        let farther = x - self.codes[below] > self.codes[above] - x;
-        (below + usize::from(farther) * (above - below)) as u8
+        let lowest = self.lowest[(x.to_bits() >> 16) as usize];
+        lowest + u8::from(self.edges[usize::from(lowest)] < x)
     }
+}
+
+/// The largest number that is not nearer to `high` than to `low`, by differences in f32.
+fn last(low: f32, high: f32) -> f32 {
+    let near = |x: f32| x - low <= high - x;
+    let mut x = (low + high) / 2.0;
+    while !near(x) {
+        x = x.next_down();
+    }
+    while near(x.next_up()) {
+        x = x.next_up();
+    }
+    x
 }
 
 /// Edge `k` of `parts` equal parts of 0.1 to 1, from the nearer end and rounded once, as torch's

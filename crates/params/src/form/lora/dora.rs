@@ -122,9 +122,9 @@ impl Linear {
 
     /// `m / ‖W + s B A‖`, a function of m alone.
     fn factor(&self) -> Result<Tensor> {
-        let lengths = self.lengths.of([&self.a_ri, &self.b_or], || {
-            row_lengths(&self.weight()?, Some(&self.delta()?))
-        })?;
+        let lengths = self
+            .lengths
+            .of([&self.a_ri, &self.b_or], || row_lengths(&self.weight()?, Some(&self.delta()?)))?;
         Ok((self.m_o.as_tensor() / lengths)?)
     }
 }
@@ -211,7 +211,8 @@ impl CustomOp1 for Through {
         else {
             candle_core::bail!("a product expects contiguous f32")
         };
-        let x_ni = Tensor::from_slice(&data[start..end], layout.shape().clone(), self.w_oi.device())?;
+        let x_ni =
+            Tensor::from_slice(&data[start..end], layout.shape().clone(), self.w_oi.device())?;
         let y_no = x_ni.matmul(&self.w_oi.t()?)?;
         let shape = y_no.shape().clone();
         Ok((CpuStorage::F32(y_no.flatten_all()?.to_vec1::<f32>()?), shape))

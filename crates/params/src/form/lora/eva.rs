@@ -8,6 +8,8 @@
 //! gets no adapter. **Departures**: (1) ranks are given out in forward order where ratios are equal,
 //! where the published code's sort leaves it open; (2) a rank never exceeds the smaller width.
 
+use std::collections::BTreeMap;
+
 use candle_core::Tensor;
 use luthier_core::{Error, Result, SiteKind};
 use serde::{Deserialize, Serialize};
@@ -69,6 +71,26 @@ impl Eva {
         (r as f64 * self.rho).round_ties_even() as usize
     }
 
+    /// Ranks by site, from as many explained variance ratios by site as [`Eva::components`] asked
+    /// for: of `targets` in forward order.
+    pub fn ranks(
+        &self,
+        targets: &[Target],
+        ratios: &BTreeMap<String, Vec<f64>>,
+    ) -> BTreeMap<String, usize> {
+        let measured: Vec<(&Target, Vec<f32>)> = targets
+            .iter()
+            .filter_map(|target| {
+                let most = self.components(target.r).min(target.widths().1);
+                let ratios = ratios.get(&target.site.name)?.iter().take(most);
+                Some((target, ratios.map(|r| *r as f32).collect()))
+            })
+            .collect();
+        let lists: Vec<&[f32]> = measured.iter().map(|(_, ratios)| ratios.as_slice()).collect();
+        let ranks = allot(&lists, measured.iter().map(|(target, _)| target.r).sum());
+        measured.iter().zip(ranks).map(|((target, _), r)| (target.site.name.clone(), r)).collect()
+    }
+
     /// Alpha of a site whose rank changed from `r` to `now`.
     pub(crate) fn alpha(&self, alpha: f64, r: usize, now: usize) -> f64 {
         match self.adjust_scaling_factors && now != r {
@@ -128,7 +150,10 @@ impl Eva {
         let (n, width) = components.dims2()?;
         if width != i || ratios.len() != n {
             let what = format!("{n} components of width {width} with {} ratios", ratios.len());
-            return Err(Error::failed(name, what + &format!(" do not fit its inputs of width {i}")));
+            return Err(Error::failed(
+                name,
+                what + &format!(" do not fit its inputs of width {i}"),
+            ));
         }
         let most = self.components(target.r).min(n).min(o);
         let mut components = components.narrow(0, 0, most)?;

@@ -163,7 +163,8 @@ mod tests {
             let length: f64 = v.iter().map(|x| x * x).sum();
             narrow(n, n, |a, b| f64::from(u8::from(a == b)) - 2.0 * v[a] * v[b] / length).unwrap()
         };
-        let sigma = |a: usize, b: usize| if a == b && a < 4 { 8.0 / 2f64.powi(a as i32) } else { 0.0 };
+        let sigma =
+            |a: usize, b: usize| if a == b && a < 4 { 8.0 / 2f64.powi(a as i32) } else { 0.0 };
         let diagonal = narrow(o, i, sigma).unwrap();
         mirror(o, "left").matmul(&diagonal).unwrap().matmul(&mirror(i, "right")).unwrap()
     }
@@ -195,7 +196,10 @@ mod tests {
             let first = |x: &Tensor| x.narrow(1, 0, 3).unwrap().contiguous().unwrap();
             assert!(square(&(first(&w) - first(&product(&pair, 1.0))).unwrap()) < 1e-10);
             let gram = pair.b_or.t().unwrap().matmul(&pair.b_or).unwrap();
-            assert!(square(&(gram - Tensor::eye(3, DType::F32, &Device::Cpu).unwrap()).unwrap()) < 1e-10);
+            assert!(
+                square(&(gram - Tensor::eye(3, DType::F32, &Device::Cpu).unwrap()).unwrap())
+                    < 1e-10
+            );
             // Below R's diagonal there is nothing.
             let a = pair.a_ri.to_vec2::<f32>().unwrap();
             assert!(a[1][0].abs() + a[2][0].abs() + a[2][1].abs() < 1e-5);

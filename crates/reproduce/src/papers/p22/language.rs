@@ -4,13 +4,10 @@ use luthier_core::{Rng, Row, Seed};
 
 use crate::measure;
 
-/// Words 0 to 58, then what only a task uses.
-pub const VOCAB: usize = 62;
-const ASK: u32 = 59;
-/// The answers.
-pub const ANSWERS: [u32; 2] = [60, 61];
-/// Tokens that no sentence holds.
-pub const UNMET: [u32; 3] = [ASK, ANSWERS[0], ANSWERS[1]];
+/// Words 0 to 58, then the answers.
+pub const VOCAB: usize = 61;
+/// What a task answers; no sentence holds them.
+pub const ANSWERS: [u32; 2] = [59, 60];
 
 const THE: u32 = 0;
 const END: u32 = 1;
@@ -78,18 +75,20 @@ impl Sentence {
     }
 }
 
-/// Sentences to read: every word counts.
+/// Rows of two sentences to read: every word counts. Of two, so that the model knows the end of a
+/// sentence as something that it reads.
 pub fn text(n: usize, seed: Seed) -> Vec<Row> {
     let mut rng = seed.rng();
     let mut row = |example| {
-        let words = Sentence::draw(&mut rng).words;
+        let mut words = Sentence::draw(&mut rng).words;
+        words.extend(Sentence::draw(&mut rng).words);
         let weights = vec![1.0; words.len()];
         Row::from_tokens(&words, &weights, example)
     };
     (0..n).map(&mut row).collect()
 }
 
-/// Whether a sentence obeys agreement, as a question; every other one does.
+/// Whether a sentence obeys agreement, answered at its end; every other one does.
 pub fn task(n: usize, seed: Seed) -> Vec<Row> {
     let mut rng = seed.rng();
     let mut row = |example: usize| {
@@ -98,7 +97,6 @@ pub fn task(n: usize, seed: Seed) -> Vec<Row> {
         if broken {
             sentence = sentence.broken();
         }
-        sentence.words.push(ASK);
         measure::row(&sentence.words, &[ANSWERS[usize::from(broken)]], example)
     };
     (0..n).map(&mut row).collect()
@@ -134,7 +132,7 @@ mod tests {
             assert_eq!(plural(VERBS, broken.words[at]), Some(!nouns[0].1));
             let others = words.iter().zip(&broken.words).filter(|(a, b)| a != b).count();
             assert_eq!(others, 1);
-            assert!(words.iter().all(|word| *word < ASK));
+            assert!(words.iter().all(|word| !ANSWERS.contains(word)));
         }
         assert_eq!(far, 5);
         assert!(attracted > 100, "{attracted}");
@@ -143,10 +141,12 @@ mod tests {
     #[test]
     fn questions_are_balanced_and_ask_for_the_answer_alone() {
         let rows = task(100, Seed(2));
-        assert!(rows.iter().all(|row| row.trained() == 1 && *row.ids.last().unwrap() == ASK));
+        assert!(rows.iter().all(|row| row.trained() == 1 && *row.ids.last().unwrap() == END));
         let broken = rows.iter().filter(|r| *r.targets.last().unwrap() == ANSWERS[1]).count();
         assert_eq!(broken, 50);
         let read = text(50, Seed(3));
-        assert!(read.iter().all(|row| row.trained() == row.len() && row.len() >= 3));
+        assert!(read.iter().all(|row| row.trained() == row.len()));
+        let inner = |row: &Row| row.ids.iter().filter(|word| **word == END).count();
+        assert!(read.iter().all(|row| inner(row) == 1 && row.targets.last() == Some(&END)));
     }
 }

@@ -1,20 +1,17 @@
 //! The pool of modulators: who is chosen, who learns, and that decoding keeps its choice.
 
 #[allow(dead_code, reason = "every test file uses a part of it")]
+#[path = "../whole/mod.rs"]
 mod whole;
+
+mod learning;
 
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use luthier_core::{
-    Batch, Cache, Ctx, Model, Policy, Row, Rows, Seed, SiteKind, SiteMap, StateDict,
-    model::gather_logp,
-};
-use luthier_params::{
-    Bound, Lora, Params, Pool, Scope,
-    form::pool::{Modulator, switch},
-};
-use luthier_testkit::{Fake, Shape, assert_close, assert_gradients, assert_same_bits};
+use luthier_core::{Cache, Ctx, Model, Policy, Rows, Seed, SiteKind, SiteMap, StateDict};
+use luthier_params::{Bound, Lora, Params, Pool, Scope, form::pool::Modulator};
+use luthier_testkit::{Fake, Shape, assert_close, assert_same_bits};
 use whole::{Bare, SMALL, Whole, logits, noise, shake};
 
 const TEXTS: [&[u32]; 4] = [&[3, 1, 4, 1, 5], &[9], &[2, 6, 5], &[12, 11, 12, 10]];
@@ -150,104 +147,6 @@ fn the_start_changes_nothing_whatever_is_chosen() {
     }
 }
 
-/// One training pass: the chosen entries' variables with their gradients, of the loss and the pull.
-fn trained(bound: &Bound) -> Vec<String> {
-    let rows: Vec<Row> = TEXTS
-        .iter()
-        .enumerate()
-        .map(|(i, t)| Row {
-            ids: t.to_vec(),
-            targets: t.to_vec(),
-            weights: vec![1.0; t.len()],
-            example: i,
-        })
-        .collect();
-    let batch = Batch::from_rows(&rows);
-    let mut ctx = Ctx::new(&bound.policy.hooks, batch.rows.clone(), &batch.ids_n);
-    ctx.noise = Some(Seed(3));
-    let mut h_nd = bound.policy.model.embed(&batch.ids_n, &mut ctx).unwrap();
-    for layer in 0..bound.policy.model.n_layers() {
-        h_nd = bound.policy.model.block(layer, h_nd, &mut ctx).unwrap();
-    }
-    let logits_nv = bound.policy.model.unembed(&h_nd, &mut ctx).unwrap();
-    let mut loss = gather_logp(&logits_nv, &batch.targets_n).unwrap().mean_all().unwrap();
-    let hooks = &bound.policy.hooks;
-    for hook in hooks.sites().flat_map(|site| hooks.get(site)) {
-        if let Some(penalty) = hook.penalty(&batch).unwrap() {
-            loss = (loss + penalty).unwrap();
-        }
-    }
-    let grads = loss.backward().unwrap();
-    let found = bound.params.iter().filter(|p| grads.get(p.var.as_tensor()).is_some());
-    found.map(|p| p.name.clone()).collect()
-}
-
-#[test]
-fn gradients_reach_the_chosen_entries_alone() {
-    for (form, pulled) in
-        [(small(), true), (Pool { pull_coef: 0.0, ..small() }, false), (ia3(), true)]
-    {
-        let bound = aimed(form, &model());
-        let found = trained(&bound);
-        let chosen = |name: &str| {
-            let parts = ["pool_0.", "pool_2.", "pool_3.", "pool.0.", "pool.2.", "pool.3."];
-            parts.iter().any(|part| name.contains(part))
-        };
-        for param in &bound.params {
-            let is_key = param.name.ends_with(".key");
-            let want = param.count() > 0 && chosen(&param.name) && (pulled || !is_key);
-            assert_eq!(found.contains(&param.name), want, "{}", param.name);
-        }
-    }
-}
-
-#[test]
-fn the_pull_is_the_cosine_of_the_published_loss() {
-    let bound = aimed(small(), &model());
-    let (ids, rows) = all();
-    let batch = Batch {
-        targets_n: ids.clone(),
-        weights_n: vec![1.0; ids.len()],
-        examples_b: vec![0; 4],
-        ids_n: ids,
-        rows,
-    };
-    logits(&bound.policy, &batch.ids_n, &batch.rows);
-    let site = bound.policy.model.sites().get("embed").unwrap().id;
-    let [chooser] = bound.policy.hooks.get(site) else { panic!("one hook") };
-    let got = chooser.penalty(&batch).unwrap().unwrap().to_scalar::<f32>().unwrap();
-    let cosine = |row: usize, entry: usize| {
-        let numbers = |t: &Tensor| t.to_vec1::<f32>().unwrap();
-        let q = numbers(&query(&bound.policy.model, TEXTS[row]));
-        let k = numbers(bound.var(&format!("pool.{entry}.key")).unwrap());
-        let dot =
-            |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
-        dot(&q, &k) / (dot(&q, &q) * dot(&k, &k)).sqrt()
-    };
-    let want: f64 = [(0, 2), (1, 0), (2, 3), (3, 2)].map(|(r, e)| -0.5 * cosine(r, e)).iter().sum();
-    assert!((f64::from(got) - want).abs() < 1e-5, "{got} {want}");
-    let keys: Vec<_> =
-        [0, 2, 3].map(|e| bound.var(&format!("pool.{e}.key")).unwrap().clone()).into();
-    assert_gradients("pull", &keys, |_| Ok(chooser.penalty(&batch)?.unwrap()));
-    let of_another_pass = Batch { rows: Arc::new((*batch.rows).clone()), ..batch };
-    assert!(chooser.penalty(&of_another_pass).unwrap().is_none());
-}
-
-#[test]
-fn gradients_agree_with_finite_differences() {
-    let (ids, rows) = all();
-    let targets: Vec<u32> = (0..ids.len() as u32).collect();
-    for (name, form) in [("lora", small()), ("ia3", ia3())] {
-        let bound = aimed(form, &model());
-        let own: Vec<_> = bound.params.iter().filter(|p| p.name.contains("pool_")).collect();
-        let own: Vec<_> = own.iter().map(|p| p.var.clone()).collect();
-        assert_gradients(name, &own, |_| {
-            let logits_nv = bound.policy.logits(&ids, rows.clone())?;
-            Ok(gather_logp(&logits_nv, &targets)?.mean_all()?)
-        });
-    }
-}
-
 /// Decoding sees a prompt once; what is generated must not change the choice.
 #[test]
 fn a_sequence_keeps_its_entry() {
@@ -306,30 +205,6 @@ fn a_sequence_keeps_its_entry() {
 }
 
 #[test]
-fn after_a_switch_training_leaves_used_entries() {
-    let bound = aimed(small(), &model());
-    let counts = || bound.var("pool.counts").unwrap().to_vec1::<f32>().unwrap();
-    let (ids, rows) = all();
-    logits(&bound.policy, &ids, &rows);
-    assert_eq!(counts(), [0.0; 4], "only training counts");
-    trained(&bound);
-    trained(&bound);
-    assert_eq!(counts(), [2.0, 0.0, 4.0, 2.0]);
-    switch(&bound.params).unwrap();
-    // All rows to the only entry that was never used; outside of training nothing has changed.
-    let want = logits(&aimed(small(), &model()).policy, &ids, &rows);
-    let found = trained(&bound);
-    assert!(found.iter().all(|name| name.contains("pool_1.") || name == "pool.1.key"), "{found:?}");
-    assert_eq!(counts(), [2.0, 4.0, 4.0, 2.0]);
-    assert_same_bits("test time", &logits(&bound.policy, &ids, &rows), &want);
-    // The same variables with counts that do not matter.
-    let free = Pool { count_penalty: false, ..small() };
-    let values = bound.params.iter().map(|p| (p.name.clone(), p.var.copy().unwrap()));
-    let free = pool(free).bind_in(&model(), Scope::given(values.collect())).unwrap();
-    assert!(trained(&free).iter().any(|name| name.contains("pool_2.")));
-}
-
-#[test]
 fn what_is_far_from_every_key_is_not_modulated() {
     let bound = aimed(Pool { min_cosine: Some(0.999), ..small() }, &model());
     let (ids, rows) = all();
@@ -381,20 +256,6 @@ fn the_published_numbers_of_parameters() {
     assert_eq!(count(1), 442_368 + 768);
     assert_eq!(count(3), 3 * (442_368 + 768));
     assert_eq!((30 * 442_368, 30 * 768), (13_271_040, 23_040));
-}
-
-#[test]
-fn values_from_a_file_bind_the_same() {
-    let bound = aimed(small(), &model());
-    trained(&bound);
-    switch(&bound.params).unwrap();
-    let values = || bound.params.iter().map(|p| (p.name.clone(), p.var.copy().unwrap())).collect();
-    let again = bound.form.bind_in(&model(), Scope::given(values())).unwrap();
-    for (ours, theirs) in bound.params.iter().zip(&again.params) {
-        assert_eq!((&ours.name, ours.count()), (&theirs.name, theirs.count()));
-        assert_same_bits(&ours.name, &theirs.var, &ours.var);
-    }
-    assert_eq!(trained(&again), trained(&bound));
 }
 
 #[test]
