@@ -15,6 +15,8 @@ pub struct Param {
     pub var: Var,
     /// The entries that learn; all of them without a mask.
     pub mask: Option<Mask>,
+    /// Whether a step may do without a gradient of it: it is then left alone.
+    pub optional: bool,
 }
 
 /// A 0/1 mask over a variable, as the flat positions of its ones in ascending order. Cloning shares
@@ -25,7 +27,7 @@ pub struct Mask(Arc<[u32]>);
 impl Param {
     /// A variable all of whose entries learn.
     pub fn whole(name: impl Into<String>, var: Var) -> Self {
-        Param { name: name.into(), var, mask: None }
+        Param { name: name.into(), var, mask: None, optional: false }
     }
 
     /// How many numbers learn.

@@ -259,8 +259,12 @@ pub fn load(
     base_sha256: Option<&str>,
     exact: Option<Exact>,
 ) -> Result<Bound> {
+    let hub = ["adapter.safetensors", "pytorch_adapter.bin"];
     match dir.join(own::CONFIG).is_file() {
         true => own::load(dir, model, base_sha256, exact),
+        false if hub.iter().any(|file| dir.join(file).is_file()) => {
+            form::bottleneck::hub::load(dir, model)
+        }
         false => peft::load(dir, model, base_sha256),
     }
 }

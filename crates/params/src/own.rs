@@ -52,8 +52,9 @@ pub fn save(
     exact: &dyn Fn(&str) -> Result<Vec<f32>>,
 ) -> Result<Vec<PathBuf>> {
     let mut state = StateDict::default();
-    for Param { name, var, mask } in &bound.params {
-        let Some(mask) = mask else {
+    for Param { name, var, mask, .. } in &bound.params {
+        // What never learns is kept for its own sake, whole.
+        let Some(mask) = mask.as_ref().filter(|mask| !mask.is_empty()) else {
             state.insert(name, var.as_detached_tensor());
             continue;
         };

@@ -127,6 +127,11 @@ impl<'a> Scope<'a> {
         Ok(())
     }
 
+    /// Lets steps do without a gradient of the variables that `which` names.
+    pub fn optional(&mut self, which: impl Fn(&str) -> bool) {
+        self.params.iter_mut().filter(|p| which(&p.name)).for_each(|p| p.optional = true);
+    }
+
     /// What was asked for so far.
     pub fn params(&self) -> &[Param] {
         &self.params

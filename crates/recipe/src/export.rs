@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use luthier_core::{Affine, Error, Hooks, Model, Policy, Result, SiteInfo};
+use candle_core::{DType, Tensor};
+use luthier_core::{Affine, Error, Hooks, Model, Policy, Result, SiteInfo, SiteKind};
 use luthier_model::{
     ModelConfig,
+    config::Arch,
     names::tensors,
     save::{Save, SaveDtype, save_hf},
 };
@@ -51,6 +53,7 @@ pub fn merged(
         config.raw.insert("tie_word_embeddings".into(), false.into());
     }
     refuse_unfoldable(model, hooks)?;
+    add_biases(&mut config, model, hooks)?;
     write(&config, opened, dtype, dir, |name| tensor(model, hooks, name))
 }
 
@@ -83,6 +86,34 @@ fn refuse_unfoldable(model: &dyn Model, hooks: &Hooks) -> Result<()> {
     Ok(())
 }
 
+/// Lets the file have the biases that folding gives to linear maps without one.
+fn add_biases(config: &mut ModelConfig, model: &dyn Model, hooks: &Hooks) -> Result<()> {
+    for site in hooks.sites().map(|id| model.sites().info(id)) {
+        let SiteKind::Linear { bias: false, .. } = site.kind else { continue };
+        let folded = hooks.fold(model.sites(), site.id, model.affine(site.id)?)?;
+        if folded.is_none_or(|affine| affine.b_o.is_none()) {
+            continue;
+        }
+        let key = match (config.arch, site.name.contains(".attn."), site.name.contains(".mlp.")) {
+            (Arch::Llama | Arch::SmolLM3, true, _) => {
+                (config.qkv_bias, config.o_bias) = (true, true);
+                "attention_bias"
+            }
+            (Arch::Llama | Arch::SmolLM3, _, true) => {
+                config.mlp_bias = true;
+                "mlp_bias"
+            }
+            (arch, ..) => {
+                let what = format!("folding gives it a bias, which {} has no place for", arch.model_type());
+                return Err(Error::input(&site.name, what)
+                    .hint("keep the adapter beside the model instead of folding it"));
+            }
+        };
+        config.raw.insert(key.into(), true.into());
+    }
+    Ok(())
+}
+
 /// One tensor of the folded model by its Hugging Face name.
 fn tensor(model: &dyn Model, hooks: &Hooks, name: &str) -> Result<Vec<f32>> {
     let site = name.rsplit_once('.').and_then(|(module, _)| site_of(model, module));
@@ -97,7 +128,8 @@ fn tensor(model: &dyn Model, hooks: &Hooks, name: &str) -> Result<Vec<f32>> {
     let tensor = match (name.ends_with(".bias"), b_o) {
         (false, _) => w_oi,
         (true, Some(b_o)) => b_o,
-        (true, None) => return Err(Error::failed(name, "this site has no bias")),
+        // Its neighbours got one, and the file has a bias for all of them or none.
+        (true, None) => Tensor::zeros(w_oi.dims()[0], DType::F32, w_oi.device())?,
     };
     Ok(tensor.flatten_all()?.to_vec1::<f32>()?)
 }

@@ -163,7 +163,7 @@ fn state(out: &Path, recipe: &str) -> Result<State> {
 /// Runs every stage into `out`.
 pub fn run(recipe: Recipe, out: &Path, how: &Circumstances, say: Say) -> Result<Summary> {
     let measure = Measure::new(&recipe)?;
-    let stage = Stage::new(recipe)?;
+    let mut stage = Stage::new(recipe)?;
     let state = state(out, &stage.recipe.to_toml()?)?;
     let (opened, fingerprint) = (&stage.opened, stage.fingerprint()?);
 
@@ -179,7 +179,7 @@ pub fn run(recipe: Recipe, out: &Path, how: &Circumstances, say: Say) -> Result<
     let outcome = match state {
         State::Trained => {
             tracing::info!("training is done already: {}", out.display());
-            restore(&stage.bound, opened, out)?;
+            stage.bound = finished(&stage.bound, opened, out)?;
             None
         }
         _ => {
@@ -216,18 +216,14 @@ pub fn run(recipe: Recipe, out: &Path, how: &Circumstances, say: Say) -> Result<
     Ok(Summary { before, after, task, train: outcome, report, adapter: out.to_path_buf() })
 }
 
-/// Puts a finished run's weights back into the variables.
-fn restore(bound: &Bound, opened: &Opened, out: &Path) -> Result<()> {
-    match bound.form.kept() {
-        Kept::Model => {
-            let weights = out.join("model.safetensors");
-            checkpoint::restore(&bound.params, &luthier_core::StateDict::load(&weights)?, &weights)
-        }
-        _ => {
-            let saved = opened.with_adapter(out)?;
-            checkpoint::restore(&bound.params, &checkpoint::snapshot(&saved.params), out)
-        }
+/// What a finished run learned. An adapter may be kept in another form than it was trained in.
+fn finished(bound: &Bound, opened: &Opened, out: &Path) -> Result<Bound> {
+    if bound.form.kept() != Kept::Model {
+        return opened.with_adapter(out);
     }
+    let weights = out.join("model.safetensors");
+    checkpoint::restore(&bound.params, &luthier_core::StateDict::load(&weights)?, &weights)?;
+    Ok(bound.clone())
 }
 
 fn compare(before: Option<&Measured>, after: Option<&Measured>) -> Result<Option<Comparison>> {

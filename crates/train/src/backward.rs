@@ -124,6 +124,7 @@ impl Step<'_> {
         let model = self.policy.model.as_ref();
         let mut ctx = Ctx::new(&self.policy.hooks, batch.rows.clone(), &batch.ids_n);
         ctx.noise = noise;
+        ctx.weights_n = Some(&batch.weights_n);
 
         let embedded = model.embed(&batch.ids_n, &mut ctx)?;
         // Whether anything learned has been met on the way up.
@@ -197,6 +198,21 @@ impl Step<'_> {
             }
         }
         Ok(share)
+    }
+}
+
+impl Step<'_> {
+    /// What hooks charge for the pass that has just been made, with its gradients in `sums`.
+    pub(crate) fn penalties(&self, batch: &Batch, scale: f64, sums: &mut Sums) -> Result<f64> {
+        let mut charged = 0.0;
+        for site in self.policy.hooks.sites() {
+            for hook in self.policy.hooks.get(site) {
+                let Some(penalty) = hook.penalty(batch)? else { continue };
+                charged += f64::from(penalty.to_scalar::<f32>()?) * scale;
+                collect(self.params, &(penalty * scale)?.backward()?, sums)?;
+            }
+        }
+        Ok(charged)
     }
 }
 

@@ -88,7 +88,7 @@ impl<'a> Course<'a> {
     pub fn state(&self) -> Result<Option<StateDict>> {
         let Some(choice) = &self.choice else { return Ok(None) };
         let mut state = StateDict::default();
-        for Param { name, var, mask } in &self.params {
+        for Param { name, var, mask, .. } in &self.params {
             match mask {
                 None => state.insert(format!("{WHOLE}{name}"), Tensor::new(&[0u32], var.device())?),
                 Some(mask) => {

@@ -21,6 +21,7 @@ pub fn evaluate(
         let batch = Batch::from_rows(micro.iter().map(|i| &rows[*i]));
         normaliser += objective.normaliser(&[&batch]);
         let mut ctx = Ctx::new(&policy.hooks, batch.rows.clone(), &batch.ids_n);
+        ctx.weights_n = Some(&batch.weights_n);
         let h_nd = policy.hidden(&mut ctx)?;
         let mut head = Head { model: policy.model.as_ref(), h_nd: &h_nd, ctx: &mut ctx };
         let terms = objective.terms(&mut head, &batch)?;

@@ -246,7 +246,11 @@ impl Run<'_> {
             objective: self.objective,
             keep: self.job.keep,
         };
-        let rate = self.stepper.learning_rate()?;
+        // A trial at the very start of a warm-up would move nothing.
+        let rate = match self.stepper.learning_rate()? {
+            0.0 => config.update.check()?.learning_rate,
+            rate => rate,
+        };
         match self.course.choose(place, &all, &data, rate, &self.stepper)? {
             // Where a round begins is where its penalties pull to.
             Some(_) if place.step == 0 => {

@@ -103,7 +103,7 @@ impl Step<'_> {
                 .hint(format!("look at `luthier show` for {names}")));
         }
         let mut sums = Sums::new(self.params, used);
-        let (mut loss, mut logs) = (0.0, Vec::new());
+        let (mut loss, mut penalty, mut logs) = (0.0, 0.0, Vec::new());
         for (i, batch) in passes.iter().enumerate() {
             let noise = Some(noise.at(i as u64));
             let scale = 1.0 / normaliser;
@@ -115,8 +115,10 @@ impl Step<'_> {
             }
             loss += share.sum;
             add_logs(&mut logs, &share.logs);
+            let rows: usize = passes.iter().map(|batch| batch.rows.b()).sum();
+            penalty += self.penalties(batch, 1.0 / rows as f64, &mut sums)?;
         }
-        Ok(Found { loss: loss / normaliser, logs, gradients: sums.gradients() })
+        Ok(Found { loss: loss / normaliser + penalty, logs, gradients: sums.gradients() })
     }
 
     /// Tokens per second of one pass: the second of two without an update, so that buffers are

@@ -36,7 +36,7 @@ impl<'a> Sums<'a> {
     /// Adds the gradient of a variable from one place; other tensors are passed over.
     pub fn found(&mut self, var: &Tensor, gradient: Gradient) -> Result<()> {
         let Some(param) = self.names.get(&var.id()) else { return Ok(()) };
-        let Param { name, var, mask } = &self.params[*param];
+        let Param { name, var, mask, .. } = &self.params[*param];
         let gradient = match mask {
             None => gradient,
             Some(mask) => Gradient::Dense(chosen(var, mask, gradient)?),

@@ -170,7 +170,7 @@ impl Stepper {
         };
         let t = step - self.begun;
         let moves = self.slots.par_iter_mut().zip(&grads).zip(grad_scales);
-        moves.filter(|((slot, _), _)| slot.count() > 0).try_for_each(
+        moves.filter(|((_, grad), _)| grad.elem_count() > 0).try_for_each(
             |((slot, grad), grad_scale)| {
                 let now = Move {
                     t,
@@ -228,7 +228,7 @@ impl Stepper {
             return Err(Error::input("train.params", "nothing is learned: there is no variable"));
         }
         let mut seen = HashSet::new();
-        for Param { name, var, mask } in params {
+        for Param { name, var, mask, .. } in params {
             if !seen.insert(name.as_str()) {
                 return Err(Error::failed(name, "is the name of two variables"));
             }

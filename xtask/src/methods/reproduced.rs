@@ -142,11 +142,15 @@ impl Measured {
 }
 
 impl Estimate {
+    /// With two digits of the error: more of either says nothing.
     fn text(&self) -> String {
         match (self.mean, self.standard_error) {
             (None, _) => "–".to_string(),
-            (Some(mean), None) => mean.to_string(),
-            (Some(mean), Some(error)) => format!("{mean} ± {error}"),
+            (Some(mean), Some(error)) if error > 0.0 => {
+                let digits = (1.0 - error.log10().floor()).max(0.0) as usize;
+                format!("{mean:.digits$} ± {error:.digits$}")
+            }
+            (Some(mean), _) => mean.to_string(),
         }
     }
 }
@@ -169,8 +173,8 @@ mod tests {
         let page = section(&results);
         for part in [
             "### Paper 07\n\nlottery. Claimed: b | a. Measured over 3 seeds in 61 s with [r.toml](r.toml): **does not hold**.",
-            "| arm | x | y |\n|---|---|---|\n| b | 1.5 ± 0.25 |  |\n| a\\| | 1 | – |\n",
-            "| x, b − a | 0.5 ± 0.1 | at least 1 | no |\n\n- one data set\n",
+            "| arm | x | y |\n|---|---|---|\n| b | 1.50 ± 0.25 |  |\n| a\\| | 1 | – |\n",
+            "| x, b − a | 0.50 ± 0.10 | at least 1 | no |\n\n- one data set\n",
         ] {
             assert!(page.contains(part), "{part} in {page}");
         }

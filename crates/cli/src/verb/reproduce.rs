@@ -34,7 +34,7 @@ pub fn run(args: Args) -> Result<()> {
     let paper = Paper::find(number)?;
     let say = |text: &str| out::say(text);
     let lab = Lab::new(args.seeds.unwrap_or(paper.seeds), args.record.is_some(), &say)?;
-    out::say(&format!("paper {number:02}, {}, over {} seeds", paper.title, lab.count()));
+    out::say(&format!("paper {number:02}: {}, over {} seeds", paper.title, lab.count()));
     let report = paper.run(&lab)?;
     if let Some(path) = &args.record {
         results::record(path, paper, &report)?;

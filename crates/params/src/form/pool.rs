@@ -186,6 +186,8 @@ impl Form for Pool {
             let entries = self.entries(site, scope)?;
             policy.hooks.bind(site.id, Arc::new(Hooked { entries, chosen: chosen.clone() }));
         }
+        // An entry that no row chose stays to the bit where it was.
+        scope.optional(|name| name.contains("pool"));
         Ok(policy)
     }
 }

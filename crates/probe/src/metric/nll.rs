@@ -87,6 +87,7 @@ fn batch_nll(policy: &Policy, batch: &Batch) -> Result<Vec<RowNll>> {
     batch.check_vocab(model.vocab())?;
     let index_m = batch.trained_m();
     let mut ctx = Ctx::new(&policy.hooks, batch.rows.clone(), &batch.ids_n);
+    ctx.weights_n = Some(&batch.weights_n);
     let h_nd = policy.hidden(&mut ctx)?;
     let mut head = Head { model, h_nd: &h_nd, ctx: &mut ctx };
     let mut logp_m: Vec<f32> = Vec::with_capacity(index_m.len());

@@ -29,7 +29,7 @@ mod language;
 /// The check.
 pub const PAPER: Paper = Paper {
     number: 22,
-    title: "steady fine-tuning on few examples",
+    title: "Steady fine-tuning on few examples",
     claim: "without bias correction, runs on few examples spread and fail; freezing lower layers \
         or layer-wise rates make them steadier and better than plain fine-tuning",
     recipes: &["recipes/full/freeze.toml", "recipes/full/llrd.toml", "recipes/full/reinit.toml"],

@@ -21,7 +21,7 @@ impl Stepper {
         let grads = self.gradients(&slots, self.step + 1, grad_of)?;
         let (_, optimizer) = self.update.optimizer()?;
         let usual = self.plan.learning_rate;
-        slots.par_iter().zip(&grads).filter(|(slot, _)| slot.count() > 0).try_for_each(
+        slots.par_iter().zip(&grads).filter(|(_, grad)| grad.elem_count() > 0).try_for_each(
             |(slot, grad)| {
                 let share = if usual > 0.0 { slot.rates.learning_rate / usual } else { 1.0 };
                 let learning_rate = rate * share;

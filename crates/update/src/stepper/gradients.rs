@@ -28,6 +28,7 @@ impl Stepper {
             }
             match grad_of(&slot.name, &slot.var) {
                 Some(grad) => pass::readable(&slot.name, &slot.dims(), grad),
+                None if slot.optional => Ok(Tensor::zeros(0usize, DType::F32, &Device::Cpu)?),
                 None => Err(Error::failed(
                     format!("step {step}"),
                     format!("no gradient reached {}", slot.name),
@@ -46,7 +47,7 @@ impl Stepper {
             let shapes: Vec<Shape> = self.slots.iter().map(Slot::shape).collect();
             let chosen = transform.chosen(&now, &shapes);
             for ((slot, grad), chosen) in self.slots.iter().zip(grads).zip(chosen) {
-                if chosen && slot.count() > 0 {
+                if chosen && grad.elem_count() > 0 {
                     rewrite(grad, |grad| {
                         slot.place(|place| transform.apply(&now, place, grad))?
                     })?;

@@ -15,6 +15,8 @@ pub(super) struct Slot {
     pub name: String,
     pub var: Var,
     pub mask: Option<Mask>,
+    /// Whether a step may do without its gradient.
+    pub optional: bool,
     pub rates: Rates,
     /// Variables with the same number are clipped together.
     pub cluster: usize,
@@ -43,6 +45,7 @@ impl Slot {
             name: param.name.clone(),
             var: param.var.clone(),
             mask: param.mask.clone(),
+            optional: param.optional,
             rates,
             cluster,
             state: Vec::new(),
