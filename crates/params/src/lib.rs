@@ -30,6 +30,7 @@ pub mod form {
     mod weights;
 }
 
+pub use choice::{Choice, Chosen, Handover, Moment, Trial};
 pub use form::bottleneck::{Bottleneck, Phm};
 pub use form::full::Full;
 pub use form::green::Green;
@@ -42,7 +43,6 @@ pub use form::prompt::{Prompt, PromptInit, PromptKind};
 pub use form::sparse::Sparse;
 pub use form::ssf::Ssf;
 pub use form::tokens::Tokens;
-pub use choice::{Choice, Chosen, Handover, Moment, Trial};
 pub use globs::Globs;
 pub use scope::{Exact, Init, Scope};
 
@@ -181,12 +181,10 @@ impl Params {
         let bottleneck = self.bottleneck.as_ref().map(|f| ("bottleneck", f as &dyn Form));
         let pool = self.pool.as_ref().map(|f| ("pool", f as &dyn Form));
         let prompt = self.prompt.as_ref().map(|f| ("prompt", f as &dyn Form));
-        [
-            full, half, green, sparse, ln_tuning, lora, ia3, tokens, ssf, bottleneck, pool, prompt,
-        ]
-        .into_iter()
-        .flatten()
-        .collect()
+        [full, half, green, sparse, ln_tuning, lora, ia3, tokens, ssf, bottleneck, pool, prompt]
+            .into_iter()
+            .flatten()
+            .collect()
     }
 
     /// Where what is learned is kept.
@@ -210,7 +208,8 @@ impl Params {
     /// What decides again during training which of the variables learn. Two forms that do so
     /// contradict each other.
     pub fn choice(&self) -> Result<Option<Box<dyn Choice>>> {
-        let choices = self.named().into_iter().filter_map(|(key, form)| Some((key, form.choice()?)));
+        let choices =
+            self.named().into_iter().filter_map(|(key, form)| Some((key, form.choice()?)));
         let mut choices: Vec<(&str, Box<dyn Choice>)> = choices.collect();
         if let [(one, _), (other, _), ..] = choices.as_slice() {
             let what = format!("both {one} and {other} choose what learns as training goes on");

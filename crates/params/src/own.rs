@@ -59,7 +59,8 @@ pub fn save(
             continue;
         };
         let (now, before) = (var.flatten_all()?.to_vec1::<f32>()?, exact(name)?);
-        let by: Vec<f32> = mask.positions().iter().map(|i| *i as usize).map(|i| now[i] - before[i]).collect();
+        let by: Vec<f32> =
+            mask.positions().iter().map(|i| *i as usize).map(|i| now[i] - before[i]).collect();
         state.insert(positions(name), Tensor::new(gaps(mask), &Device::Cpu)?);
         state.insert(differences(name), Tensor::new(by, &Device::Cpu)?);
     }

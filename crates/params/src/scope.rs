@@ -83,7 +83,7 @@ impl<'a> Scope<'a> {
     /// The same, beginning at the values of `start`.
     pub fn own_at(&mut self, site: &SiteInfo, part: &str, start: &Tensor) -> Result<Var> {
         let name = format!("{}.{part}", site.name);
-        let value = self.take(&name, start.dims())?.map_or_else(|| start.detach(), |given| given);
+        let value = self.take(&name, start.dims())?.unwrap_or_else(|| start.detach());
         self.keep(name, &value)
     }
 

@@ -229,7 +229,7 @@ fn parallel_adapters_keep_passes_apart() {
     let alone: Vec<Tensor> = (0..8).map(run).collect();
     let together: Vec<Tensor> = std::thread::scope(|scope| {
         let threads: Vec<_> =
-            (0..8).map(|i| scope.spawn(move || (0..5).map(|_| run(i)).last())).collect();
+            (0..8).map(|i| scope.spawn(move || (0..5).fold(None, |_, _| Some(run(i))))).collect();
         threads.into_iter().map(|t| t.join().unwrap().unwrap()).collect()
     });
     for (got, want) in together.iter().zip(&alone) {

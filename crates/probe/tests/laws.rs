@@ -260,7 +260,10 @@ fn a_comparison_is_paired() {
 
 #[test]
 fn metrics_are_named_and_total() {
-    let known = METHODS.iter().map(|m| m.name).filter(|n| !["delta", "capture", "components", "fisher"].contains(n));
+    let known = METHODS
+        .iter()
+        .map(|m| m.name)
+        .filter(|n| !["delta", "capture", "components", "fisher"].contains(n));
     for name in known {
         let kind = Kind::named("--metric", name).unwrap();
         assert_eq!(kind.name(), name);

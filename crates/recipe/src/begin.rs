@@ -34,8 +34,7 @@ fn directions(lora: &Lora, opened: &Opened, rows: &[Row], plan: &Plan) -> Result
     let (tau, center, use_label_mask) = (eva.tau, eva.center, eva.use_label_mask);
     let probe = Components { tau, center, use_label_mask, ..Components::default() };
     let step = |step: &Vec<usize>| Batch::from_rows(step.iter().map(|row| &rows[*row]));
-    let batches: Vec<Batch> =
-        plan.epoch(0).iter().take(probe.svd_batches_max).map(step).collect();
+    let batches: Vec<Batch> = plan.epoch(0).iter().take(probe.svd_batches_max).map(step).collect();
     let allot = |ratios: &BTreeMap<String, Vec<f64>>| eva.ranks(&targets, ratios);
     let found = probe.find(&Policy::plain(opened.model.clone()), &batches, &wanted, &allot)?;
     tracing::info!(
@@ -53,7 +52,8 @@ fn weights(lora: &Lora, opened: &Opened) -> Result<StateDict> {
     for target in lora.targets(opened.model.sites())? {
         if let (Some((i, o)), Some(module)) = (target.site.linear(), &target.site.module) {
             let weight = opened.exact(&format!("{module}.weight"))?;
-            state.insert(format!("{}.weight", target.site.name), tensor::from_vec(weight, &[o, i])?);
+            state
+                .insert(format!("{}.weight", target.site.name), tensor::from_vec(weight, &[o, i])?);
         }
     }
     Ok(state)

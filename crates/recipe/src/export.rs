@@ -104,7 +104,10 @@ fn add_biases(config: &mut ModelConfig, model: &dyn Model, hooks: &Hooks) -> Res
                 "mlp_bias"
             }
             (arch, ..) => {
-                let what = format!("folding gives it a bias, which {} has no place for", arch.model_type());
+                let what = format!(
+                    "folding gives it a bias, which {} has no place for",
+                    arch.model_type()
+                );
                 return Err(Error::input(&site.name, what)
                     .hint("keep the adapter beside the model instead of folding it"));
             }

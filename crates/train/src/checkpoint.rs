@@ -118,12 +118,7 @@ pub fn list(out: &Path) -> Result<Vec<(u64, PathBuf)>> {
 }
 
 /// Loads weights, what learns of them, and position from one checkpoint.
-pub fn load(
-    dir: &Path,
-    fingerprint: &str,
-    bound: &Bound,
-    course: &mut Course,
-) -> Result<Progress> {
+pub fn load(dir: &Path, fingerprint: &str, bound: &Bound, course: &mut Course) -> Result<Progress> {
     let progress: Progress = io::read_json(&dir.join(STATE))?;
     if progress.fingerprint != fingerprint {
         return Err(Error::input(

@@ -106,7 +106,8 @@ impl<'a> Course<'a> {
     /// Takes over what [`Course::state`] gave.
     pub fn load(&mut self, state: &StateDict) -> Result<()> {
         let Some(choice) = &mut self.choice else { return Ok(()) };
-        let own = state.iter().filter_map(|(k, t)| Some((k.strip_prefix(CHOICE)?.into(), t.clone())));
+        let own =
+            state.iter().filter_map(|(k, t)| Some((k.strip_prefix(CHOICE)?.into(), t.clone())));
         choice.load(own.collect())?;
         let mut params = Vec::new();
         for param in &self.all.params {

@@ -11,12 +11,14 @@ pub mod estimate;
 pub mod evaluate;
 pub mod log;
 pub mod order;
+pub mod outcome;
 pub mod run;
 pub mod step;
 pub mod sum;
 
 pub use backward::Activation;
 pub use config::Train;
-pub use run::{Job, Outcome, Stopped, run};
+pub use outcome::{Outcome, Stopped};
+pub use run::{Job, run};
 pub use step::{Step, StepReport};
 pub use sum::{Gradients, Sums};

@@ -11,7 +11,6 @@ use luthier_core::{Batch, Error, Result, Row, Seed, StateDict};
 use luthier_loss::Objective;
 use luthier_params::{Bound, Handover};
 use luthier_update::{Start, Stepper};
-use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::{
@@ -21,6 +20,7 @@ use crate::{
     evaluate::evaluate,
     log::{self, Line, Log},
     order::{extent, micro_batches, place},
+    outcome::{Outcome, Stopped},
     step::{Data, Step, StepReport},
     sum::Gradients,
 };
@@ -61,41 +61,6 @@ pub struct Job<'a> {
     pub keep: bool,
     /// Shows a progress bar.
     pub progress: bool,
-}
-
-/// How a run ended.
-#[derive(Clone, Debug, Serialize)]
-pub struct Outcome {
-    /// Optimizer steps done.
-    pub steps: u64,
-    /// Steps that were planned.
-    pub total_steps: u64,
-    /// Seconds of this process's training (evaluation and checkpoints included).
-    pub seconds: f64,
-    /// Tokens read by this process.
-    pub tokens: u64,
-    /// Tokens per second of stepping.
-    pub tokens_per_second: f64,
-    /// Mean loss over all steps.
-    pub train_loss: f64,
-    /// Last evaluation loss.
-    pub eval_loss: Option<f64>,
-    /// Best evaluation: step and loss.
-    pub best: Option<(u64, f64)>,
-    /// Largest resident memory of the process, where the system tells.
-    pub peak_rss_bytes: Option<u64>,
-    /// Why it ended before the last step, if it did.
-    pub stopped: Option<Stopped>,
-}
-
-/// Reasons to end early.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Stopped {
-    /// Interrupted; the checkpoint to resume from.
-    Interrupted(PathBuf),
-    /// Evaluation had stopped improving.
-    EarlyStopping,
 }
 
 /// The forward passes of a step.
@@ -351,8 +316,14 @@ impl Run<'_> {
         self.log.sync()?;
         let (job, best) = (self.job, self.progress.best.map(|(step, _)| step));
         let (bound, course) = (job.bound, &self.course);
-        let dir =
-            checkpoint::save(job.out, &self.progress, bound, course, &mut self.stepper, job.export)?;
+        let dir = checkpoint::save(
+            job.out,
+            &self.progress,
+            bound,
+            course,
+            &mut self.stepper,
+            job.export,
+        )?;
         if let Some(limit) = job.config.save_total_limit {
             checkpoint::prune(job.out, limit, best)?;
         }

@@ -177,7 +177,10 @@ mod tests {
         assert_eq!([len(Of::Rows, &[3, 5]), len(Of::Columns, &[3, 5])], [3, 5]);
         assert_eq!([len(Of::Rows, &[5]), len(Of::Columns, &[5])], [5, 0]);
         assert_eq!([len(Of::Rows, &[2, 3, 5]), len(Of::Columns, &[2, 3, 5])], [6, 5]);
-        assert_eq!([len(Of::Blocks(4), &[9]), len(Of::Blocks(4), &[8]), len(Of::One, &[8])], [3, 2, 1]);
+        assert_eq!(
+            [len(Of::Blocks(4), &[9]), len(Of::Blocks(4), &[8]), len(Of::One, &[8])],
+            [3, 2, 1]
+        );
         assert_eq!(Of::Codes(4).begin(&[3], &[2.0; 3]), Data::F32(vec![0.0; 3]));
         assert_eq!(Of::Codes(3).begin(&[3], &[2.0; 3]), Data::U8(vec![0; 3]));
         assert_eq!(Of::Parameters.begin(&[2], &[2.0; 2]), Data::F32(vec![2.0; 2]));

@@ -48,9 +48,7 @@ impl Source for PolicySource<'_> {
         let behind = behind_placeholders(step, self.policy.hooks.virtual_tokens);
         let step = match &behind {
             None => step,
-            Some((ids_n, rows)) => {
-                &Step { ids_n, rows: rows.clone(), slots_b: step.slots_b }
-            }
+            Some((ids_n, rows)) => &Step { ids_n, rows: rows.clone(), slots_b: step.slots_b },
         };
         let rows = &step.rows;
         self.cache.select(step.slots_b.to_vec());

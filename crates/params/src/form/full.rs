@@ -77,7 +77,8 @@ impl Full {
     }
 
     fn check(&self, layers: usize) -> Result<()> {
-        for (key, n) in [("freeze_layers", self.freeze_layers), ("reinit_layers", self.reinit_layers)]
+        for (key, n) in
+            [("freeze_layers", self.freeze_layers), ("reinit_layers", self.reinit_layers)]
         {
             if n > layers {
                 let what = format!("expected at most the model's {layers} blocks, got {n}");
@@ -85,7 +86,10 @@ impl Full {
             }
         }
         if self.freeze_layers + self.reinit_layers > layers {
-            let what = format!("{} blocks, and {KEY}.freeze_layers keeps some of them", self.reinit_layers);
+            let what = format!(
+                "{} blocks, and {KEY}.freeze_layers keeps some of them",
+                self.reinit_layers
+            );
             return Err(Error::input(format!("{KEY}.reinit_layers"), what)
                 .hint("a block either begins anew or stays as it is"));
         }
@@ -112,7 +116,8 @@ impl Form for Full {
                 let site = name.rsplit_once('.').and_then(|(m, _)| model.sites().by_module(m));
                 site.and_then(|s| s.layer).is_some_and(|l| l >= layers - self.reinit_layers)
             };
-            for Param { name, var, .. } in scope.params()[first..].iter().filter(|p| anew(&p.name)) {
+            for Param { name, var, .. } in scope.params()[first..].iter().filter(|p| anew(&p.name))
+            {
                 let mut rng = scope.seed("reinit").split(name).rng();
                 let n = var.elem_count();
                 let values = match (var.rank(), name.ends_with(".bias")) {

@@ -148,7 +148,9 @@ fn importance(params: &[Param], now: &mut Moment) -> Result<Vec<f64>> {
         };
         let (moved, g) = (weights::values(var)?, gradient.flatten_all()?.to_vec1::<f32>()?);
         let drop = moved.iter().zip(&before).zip(&g);
-        found.push(-drop.map(|((now, before), g)| f64::from(now - before) * f64::from(*g)).sum::<f64>());
+        found.push(
+            -drop.map(|((now, before), g)| f64::from(now - before) * f64::from(*g)).sum::<f64>(),
+        );
         own::set(var, before)?;
     }
     let largest = found.iter().fold(0.0, |max: f64, x| max.max(x.abs()));

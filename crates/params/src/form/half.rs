@@ -160,7 +160,11 @@ impl Half {
                 let mut order: Vec<usize> = (0..layers).collect();
                 rng.shuffle(&mut order);
                 order.truncate((self.ratio * layers as f64).round() as usize);
-                blocks.iter().copied().filter(|s| s.layer.is_some_and(|l| order.contains(&l))).collect()
+                blocks
+                    .iter()
+                    .copied()
+                    .filter(|s| s.layer.is_some_and(|l| order.contains(&l)))
+                    .collect()
             }
             Granularity::Category => {
                 let mut drawn = Vec::new();
@@ -170,7 +174,8 @@ impl Half {
                     rng.shuffle(&mut order);
                     for (place, layer) in order.into_iter().enumerate() {
                         let of = |s: &&&SiteInfo| s.layer == Some(layer) && category(s) == kind;
-                        let mut members: Vec<&SiteInfo> = blocks.iter().filter(of).copied().collect();
+                        let mut members: Vec<&SiteInfo> =
+                            blocks.iter().filter(of).copied().collect();
                         let wanted = self.ratio * members.len() as f64;
                         let up = (wanted.fract() * layers as f64).round() as usize;
                         rng.shuffle(&mut members);
@@ -236,7 +241,8 @@ mod tests {
         let mut map = SiteMap::default();
         map.add("embed", SiteKind::Embed { v: 10, d }, None, None);
         for l in 0..layers {
-            let mut add = |part: &str, kind| map.add(format!("layers.{l}.{part}"), kind, Some(l), None);
+            let mut add =
+                |part: &str, kind| map.add(format!("layers.{l}.{part}"), kind, Some(l), None);
             add("attn_norm", SiteKind::Norm { d });
             let linear = |i, o| SiteKind::Linear { i, o, bias: false };
             for (part, i, o) in [("q", d, d), ("k", d, kv), ("v", d, kv), ("o", d, d)] {
@@ -269,7 +275,9 @@ mod tests {
                 drawn.iter().filter(|n| n.starts_with(&prefix)).count() == 2
             };
             assert_eq!((0..32).filter(|l| two(*l)).count(), 16);
-            assert!(drawn.contains(&"embed".to_string()) && drawn.contains(&"final_norm".to_string()));
+            assert!(
+                drawn.contains(&"embed".to_string()) && drawn.contains(&"final_norm".to_string())
+            );
         }
     }
 
@@ -277,9 +285,8 @@ mod tests {
     fn shares_granularities_and_rounds() {
         let map = llama(30, 576, 192, 1536);
         let total = 30 * 3_540_096;
-        let share = |half: &Half, seed| {
-            in_blocks(&map, &half.draw(&map, Seed(seed))) as f64 / total as f64
-        };
+        let share =
+            |half: &Half, seed| in_blocks(&map, &half.draw(&map, Seed(seed))) as f64 / total as f64;
         let params = Half { balance: Balance::Params, ..Half::default() };
         assert!((share(&params, 1) - 0.5).abs() <= 0.01);
         for granularity in [Granularity::Layer, Granularity::Model] {

@@ -141,7 +141,7 @@ fn a_matrix_is_pulled_in_pieces_and_like_its_transpose() {
     let after = lowered(&transposed(&before, n), &[2, n], None);
     close(&transposed(&after, 2), &moved(&before, polar(&before)));
     // Every third entry, and none at all for more rows than a piece has.
-    let chosen = |p: &usize| p % 3 == 0 && (p / 2 < 200 || p / 2 > 1300);
+    let chosen = |p: &usize| p.is_multiple_of(3) && (p / 2 < 200 || p / 2 > 1300);
     let positions: Vec<u32> = (0..2 * n).filter(chosen).map(|p| p as u32).collect();
     let kept = |x: &[f32]| -> Vec<f32> {
         x.iter().enumerate().map(|(p, x)| if chosen(&p) { *x } else { 0.0 }).collect()

@@ -26,7 +26,7 @@ fn movement(t: i32, m: f64, v: f64) -> f64 {
 fn entries_that_stay_keep_their_memory() {
     // Paper 16: mask {0, 1, 2} with (a, b, c), then {1, 2, 5} has (b, c, 0).
     let old = vector(&[0, 1, 2]);
-    let mut stepper = stepper(ADAMW, &[old.clone()], &Start::steps(9));
+    let mut stepper = stepper(ADAMW, std::slice::from_ref(&old), &Start::steps(9));
     step(&mut stepper, &[("w", row(&[1.0, 2.0, -3.0]))]);
     close(&saved(&stepper, "w.exp_avg"), &[0.1, 0.2, -0.3]);
     stepper.rebind(&[with(&old, Some(&[1, 2, 5]))], true).unwrap();
@@ -49,7 +49,7 @@ fn entries_that_stay_keep_their_memory() {
 fn all_memory_can_begin_anew() {
     // Paper 29: the state belongs to a new vector of parameters.
     let old = vector(&[0, 1, 2]);
-    let mut stepper = stepper(ADAMW, &[old.clone()], &Start::steps(9));
+    let mut stepper = stepper(ADAMW, std::slice::from_ref(&old), &Start::steps(9));
     for _ in 0..3 {
         step(&mut stepper, &[("w", row(&[1.0, 2.0, -3.0]))]);
     }
@@ -97,7 +97,8 @@ fn origins_and_averages_follow_whatever_the_optimizer_does() {
     for keep in [true, false] {
         let table = "[l2_sp]\nalpha = 1\n[ema]\ndecay = 0.5\nwarmup = false";
         let old = vector(&[0, 1, 2]);
-        let mut stepper = stepper(&format!("{PLAIN}{table}"), &[old.clone()], &Start::steps(9));
+        let mut stepper =
+            stepper(&format!("{PLAIN}{table}"), std::slice::from_ref(&old), &Start::steps(9));
         step(&mut stepper, &[("w", row(&[-4.0, -8.0, -16.0]))]);
         stepper.rebind(&[with(&old, Some(&[1, 2, 5]))], keep).unwrap();
         assert_eq!(saved(&stepper, "w.origin"), [0.0, 0.0, 0.0]);
@@ -122,10 +123,10 @@ fn memory_of_many_numbers_at_once_cannot_follow() {
         ("[lion]", 10, true),
     ] {
         let old = big(n);
-        let mut stepper = stepper(text, &[old.clone()], &Start::steps(9));
+        let mut stepper = stepper(text, std::slice::from_ref(&old), &Start::steps(9));
         step(&mut stepper, &[("w", row(&vec![1.0; 2 * n]).reshape((2, n)).unwrap())]);
         // The same entries always can.
-        stepper.rebind(&[old.clone()], true).unwrap();
+        stepper.rebind(std::slice::from_ref(&old), true).unwrap();
         let before = stepper.state().unwrap().to_safetensors(&[]).unwrap();
         let outcome = stepper.rebind(&[with(&old, Some(&[1, 2, 5]))], true);
         assert_eq!(outcome.is_ok(), follows, "{text} {n}");

@@ -22,8 +22,8 @@ impl Costs {
         let n: f64 = rows.iter().map(|(n, _)| *n as f64).sum();
         let trained: f64 = rows.iter().map(|(_, m)| *m as f64).sum();
         let squares: f64 = rows.iter().map(|(n, _)| (*n * *n) as f64).sum();
-        let tied = !params.iter().any(|p| p.name.starts_with("lm_head"))
-            && sites.get("logits").is_some();
+        let tied =
+            !params.iter().any(|p| p.name.starts_with("lm_head")) && sites.get("logits").is_some();
         let mut costs = Costs { forward: 0.0, t_dy: Vec::new(), t_dw: Vec::new() };
         for param in params {
             let Some((module, part)) = param.name.rsplit_once('.') else { continue };
@@ -117,7 +117,9 @@ fn of_tensor(
     count: f64,
 ) -> [f64; 3] {
     match site.kind {
-        SiteKind::Embed { .. } if tied => [0.0, trained * count + count, n * count.min(width(site)) + trained * count],
+        SiteKind::Embed { .. } if tied => {
+            [0.0, trained * count + count, n * count.min(width(site)) + trained * count]
+        }
         SiteKind::Embed { .. } => [0.0, 0.0, n * width(site)],
         _ if part == "bias" => [0.0, n * count, n * count],
         SiteKind::Linear { .. } if site.name == "logits" => [trained * count; 3],

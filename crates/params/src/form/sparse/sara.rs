@@ -89,7 +89,8 @@ impl Rule for Sara {
     }
 
     fn choice(&self) -> Option<Box<dyn Choice>> {
-        (self.progressive > 0.0).then(|| Box::new(Again { rule: self.clone(), threshold: None }) as _)
+        (self.progressive > 0.0)
+            .then(|| Box::new(Again { rule: self.clone(), threshold: None }) as _)
     }
 }
 
