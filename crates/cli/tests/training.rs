@@ -233,6 +233,10 @@ fn a_plan_says_what_will_happen_and_every_recipe_runs() {
             .replace("data/train.jsonl", "train.jsonl")
             // The model has two blocks of little width.
             .replace("freeze_layers = 15", "freeze_layers = 1")
+            .replace(
+                "[train.update.nuclear]",
+                "[train.update.nuclear]\nmin_dim_rank = 8\nmin_entries = 1",
+            )
             .replace("r = 16", "r = 2")
             .replace("r = 64", "r = 4")
             .replace("r = 32", "r = 4");

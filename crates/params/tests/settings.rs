@@ -97,6 +97,10 @@ fn full_learns_what_it_is_told_to() {
         Arc::new(Fake::new(Shape { tied: true, ..Shape::default() }, Seed(1)));
     let all = params("[full]").bind(&tied, Seed(1)).unwrap();
     assert_eq!(all.params.iter().filter(|p| p.name.contains("embed")).count(), 1);
+    for text in ["[full]\nfreeze_layers = 1", "[half]\ntrain_embeddings = false"] {
+        let bound = params(text).bind(&tied, Seed(1)).unwrap();
+        assert!(bound.params.iter().all(|p| !p.name.contains("embed")), "{text}");
+    }
     let only = |text: &str| -> Vec<String> {
         params(text).bind(&model(), Seed(1)).unwrap().params.into_iter().map(|p| p.name).collect()
     };

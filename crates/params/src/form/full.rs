@@ -9,7 +9,7 @@
 use luthier_core::{Error, Param, Policy, Result, SiteInfo};
 use serde::{Deserialize, Serialize};
 
-use super::weights;
+use super::{tokens, weights};
 use crate::{Form, Globs, Scope, own};
 
 const KEY: &str = "train.params.full";
@@ -103,7 +103,9 @@ impl Form for Full {
         let layers = model.n_layers();
         self.check(layers)?;
         let mut sites = self.at.sites(model.sites(), KEY, &self.exclude, weights::has_weight)?;
-        sites.retain(|site| self.learns(site));
+        // A tied head is the embedding: what keeps the one keeps the other.
+        let keeps_table = self.freeze_layers > 0 && tokens::tied(model.as_ref())?;
+        sites.retain(|site| self.learns(site) && !(keeps_table && site.name == "logits"));
         let first = scope.params().len();
         let policy = weights::learn(policy, &sites, |name, _| self.parts.has(name), scope)?;
         if scope.params().len() == first {

@@ -9,7 +9,7 @@
 use luthier_core::{Error, Param, Policy, Result, Seed, SiteInfo, SiteKind, SiteMap};
 use serde::{Deserialize, Serialize};
 
-use super::weights;
+use super::{tokens, weights};
 use crate::{Choice, Chosen, Form, Globs, Handover, Moment, Scope};
 
 const KEY: &str = "train.params.half";
@@ -197,7 +197,12 @@ impl Form for Half {
         }
         let model = policy.model.clone();
         let all: Globs = "**".into();
-        let may = |s: &SiteInfo| weights::has_weight(s) && (s.layer.is_some() || self.always(s));
+        // A tied head is the embedding: what keeps the one keeps the other.
+        let keeps_table = !self.train_embeddings && tokens::tied(model.as_ref())?;
+        let may = |s: &SiteInfo| {
+            let kept = keeps_table && s.name == "logits";
+            weights::has_weight(s) && !kept && (s.layer.is_some() || self.always(s))
+        };
         let sites = all.sites(model.sites(), KEY, &Globs::default(), may)?;
         weights::learn(policy, &sites, |_, _| true, scope)
     }
