@@ -36,6 +36,7 @@ pub const RECIPES: &[(&str, &str)] = recipes![
     "recipes/lora/olora.toml",
     "recipes/lora/pissa.toml",
     "recipes/lora/qlora.toml",
+    "recipes/lora/qlora_nf4.toml",
     "recipes/lora/rslora.toml",
     "recipes/adapter/bias.toml",
     "recipes/adapter/bottleneck.toml",
