@@ -25,6 +25,7 @@ pub mod quant;
 mod quant_k;
 pub mod rope;
 pub mod simd;
+pub mod svd;
 pub mod swiglu;
 pub mod tensor;
 pub mod threads;

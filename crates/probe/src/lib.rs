@@ -6,14 +6,12 @@ pub mod delta;
 pub mod fisher;
 pub mod metric;
 pub mod stats;
-pub mod svd;
 
 pub use capture::Capture;
 pub use components::Components;
 pub use fisher::Fisher;
 pub use metric::{Kind, Metric, Verdict};
 pub use stats::{Bootstrap, Comparison, Score};
-pub use svd::Svd;
 
 pub use luthier_core::Method;
 

@@ -10,8 +10,7 @@
 
 use faer::{Accum, Mat, MatRef, Par, linalg::matmul::matmul};
 use luthier_core::Result;
-
-use crate::svd::{CHUNK, add_square, leading, mirror, orthonormal};
+use luthier_kernels::svd::{CHUNK, add_square, leading, mirror, orthonormal};
 
 /// The leading principal components of the rows seen so far.
 #[derive(Clone, Debug)]

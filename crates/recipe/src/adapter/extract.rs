@@ -4,7 +4,7 @@ use std::path::Path;
 
 use candle_core::DType;
 use luthier_core::{Error, Result, SiteInfo, SiteKind};
-use luthier_probe::Svd;
+use luthier_kernels::svd::Svd;
 use rayon::prelude::*;
 
 use super::{

@@ -12,7 +12,7 @@ use luthier_params::{
     Globs, Lora, Params, Scope,
     peft::{self, Base},
 };
-use luthier_probe::Svd;
+use luthier_kernels::svd::Svd;
 use serde::Serialize;
 
 use crate::open::Opened;

@@ -7,13 +7,9 @@
 
 use std::{borrow::Cow, ops::Range};
 
-use faer::{
-    Accum, Mat, MatRef, Par,
-    diag::Diag,
-    dyn_stack::{MemBuffer, MemStack},
-    linalg::{evd, matmul::matmul},
-};
-use luthier_core::{Error, Result};
+use faer::{Accum, Mat, MatRef, Par, linalg::matmul::matmul};
+use luthier_core::Result;
+use luthier_kernels::svd::{gram, whole};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -132,27 +128,7 @@ struct Polar {
 impl Polar {
     fn of(name: &str, x: &[f32], o: usize, i: usize) -> Result<Self> {
         let n = o.min(i);
-        let mut gram = Mat::<f64>::zeros(n, n);
-        if i <= o {
-            for rows in x.chunks(ROWS * i) {
-                let wide = wide(rows.iter());
-                let x = MatRef::from_row_major_slice(&wide, rows.len() / i, i);
-                matmul(gram.as_mut(), Accum::Add, x.transpose(), x, 1.0, Par::Seq);
-            }
-        } else {
-            let wide = wide(x.iter());
-            let x = MatRef::from_row_major_slice(&wide, o, i);
-            matmul(gram.as_mut(), Accum::Add, x, x.transpose(), 1.0, Par::Seq);
-        }
-        let mut vectors = Mat::<f64>::zeros(n, n);
-        let mut squares = Diag::<f64>::zeros(n);
-        let all = evd::ComputeEigenvectors::Yes;
-        let need = evd::self_adjoint_evd_scratch::<f64>(n, all, Par::Seq, Default::default());
-        let (mut memory, params) = (MemBuffer::new(need), Default::default());
-        let (stack, u) = (MemStack::new(&mut memory), Some(vectors.as_mut()));
-        evd::self_adjoint_evd(gram.as_ref(), squares.as_mut(), u, Par::Seq, stack, params)
-            .map_err(|e| Error::failed(name, format!("its spectrum did not converge: {e:?}")))?;
-        let squares: Vec<f64> = squares.column_vector().iter().copied().collect();
+        let (squares, vectors) = whole(name, gram(x, o, i).as_ref())?;
         // What rounding to f32 may have made of a singular value of 0.
         let noise = f64::from(f32::EPSILON) * ((o as f64).sqrt() + (i as f64).sqrt());
         let zero = squares.iter().fold(0.0, |a: f64, b| a.max(*b)) * noise * noise;

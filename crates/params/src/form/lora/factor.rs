@@ -2,13 +2,9 @@
 //! QR decomposition. Each runs on one thread, so that the number of threads changes no bit.
 
 use candle_core::{DType, Device, Tensor};
-use faer::{
-    Accum, Mat, MatRef, Par,
-    diag::Diag,
-    dyn_stack::{MemBuffer, MemStack},
-    linalg::{evd, matmul::matmul},
-};
-use luthier_core::{Error, Result, Seed};
+use faer::{Accum, Mat, MatRef, Par, linalg::matmul::matmul};
+use luthier_core::{Result, Seed};
+use luthier_kernels::svd::{Svd, orthonormal};
 
 /// Factors `A (r, in)` and `B (out, r)`.
 pub(super) struct Pair {
@@ -19,38 +15,8 @@ pub(super) struct Pair {
 /// `s · B A` is the best approximation of rank `r` to `W`; both factors hold the square root of the
 /// singular values. `name` is for errors.
 pub(super) fn singular(name: &str, w_oi: &Tensor, r: usize, s: f64) -> Result<Pair> {
-    let (o, i) = w_oi.dims2()?;
-    let wide = wide(w_oi)?;
-    let w = MatRef::from_row_major_slice(&wide, o, i);
-    // Eigenvectors of the smaller square are one side; the other side is W applied to them. In f64 the
-    // square keeps the eight digits that the numbers have.
-    let left = o <= i;
-    let (w, n) = if left { (w, o) } else { (w.transpose(), i) };
-    let mut square = Mat::<f64>::zeros(n, n);
-    matmul(square.as_mut(), Accum::Replace, w, w.transpose(), 1.0, Par::Seq);
-    let (values, vectors) = eigen(name, square.as_ref())?;
-    // They ascend.
-    let near = Mat::from_fn(n, r, |row, k| vectors[(row, n - 1 - k)]);
-    let mut far = Mat::<f64>::zeros(r, w.ncols());
-    matmul(far.as_mut(), Accum::Replace, near.transpose(), w, 1.0, Par::Seq);
-    let sigma = |k: usize| values[n - 1 - k].max(0.0).sqrt();
-    // `far` comes with the singular values; a direction without any stays 0 on both sides.
-    let root = |k: usize| (sigma(k) / s.abs()).sqrt();
-    let inverse = |k: usize| match sigma(k) {
-        0.0 => 0.0,
-        sigma => root(k) / sigma,
-    };
-    let sign = s.signum();
-    match left {
-        true => Ok(Pair {
-            a_ri: narrow(r, i, |k, col| far[(k, col)] * inverse(k))?,
-            b_or: narrow(o, r, |row, k| sign * near[(row, k)] * root(k))?,
-        }),
-        false => Ok(Pair {
-            a_ri: narrow(r, i, |k, col| near[(col, k)] * root(k))?,
-            b_or: narrow(o, r, |row, k| sign * far[(k, row)] * inverse(k))?,
-        }),
-    }
+    let (a_ri, b_or) = Svd::dense(name, w_oi, r)?.factors(r, s)?;
+    Ok(Pair { a_ri, b_or })
 }
 
 /// `B` is the first `r` columns of Q and `A` the first `r` rows of R in `W = Q R`.
@@ -58,7 +24,7 @@ pub(super) fn triangular(w_oi: &Tensor, r: usize) -> Result<Pair> {
     let (o, i) = w_oi.dims2()?;
     let wide = wide(w_oi)?;
     let w = MatRef::from_row_major_slice(&wide, o, i);
-    let q = orthonormal(Mat::from_fn(o, r, |row, k| w[(row, k)]));
+    let (q, _) = orthonormal(Mat::from_fn(o, r, |row, k| w[(row, k)]));
     let mut top = Mat::<f64>::zeros(r, i);
     matmul(top.as_mut(), Accum::Replace, q.transpose(), w, 1.0, Par::Seq);
     Ok(Pair {
@@ -75,7 +41,7 @@ pub(super) fn complementary(seed: Seed, o: usize, i: usize, r: usize) -> Result<
         let values: Vec<f64> = (0..rows * cols).map(|_| rng.normal()).collect();
         Mat::from_fn(rows, cols, |row, col| values[row * cols + col])
     };
-    let q = orthonormal(normal("basis", r, r));
+    let (q, _) = orthonormal(normal("basis", r, r));
     let half = r / 2;
     let odd = Mat::from_fn(half, r, |k, col| q[(2 * k, col)]);
     let even = Mat::from_fn(half, r, |k, col| q[(2 * k + 1, col)]);
@@ -98,43 +64,6 @@ fn narrow(rows: usize, cols: usize, at: impl Fn(usize, usize) -> f64) -> Result<
     let all = (0..rows).flat_map(|row| (0..cols).map(move |col| (row, col)));
     let values: Vec<f32> = all.map(|(row, col)| at(row, col) as f32).collect();
     Ok(Tensor::from_vec(values, (rows, cols), &Device::Cpu)?)
-}
-
-/// Eigenvalues in ascending order and their vectors, side by side.
-fn eigen(name: &str, square: MatRef<'_, f64>) -> Result<(Vec<f64>, Mat<f64>)> {
-    let n = square.nrows();
-    let (mut values, mut vectors) = (Diag::<f64>::zeros(n), Mat::<f64>::zeros(n, n));
-    let all = evd::ComputeEigenvectors::Yes;
-    let need = evd::self_adjoint_evd_scratch::<f64>(n, all, Par::Seq, Default::default());
-    let (mut memory, params) = (MemBuffer::new(need), Default::default());
-    let stack = MemStack::new(&mut memory);
-    let (to, of) = (values.as_mut(), Some(vectors.as_mut()));
-    evd::self_adjoint_evd(square, to, of, Par::Seq, stack, params)
-        .map_err(|e| Error::failed(name, format!("its spectrum did not converge: {e:?}")))?;
-    Ok((values.column_vector().iter().copied().collect(), vectors))
-}
-
-/// Gram-Schmidt, twice over, which leaves nothing of the columns before. A column that depends on
-/// them becomes 0.
-fn orthonormal(mut q: Mat<f64>) -> Mat<f64> {
-    let dot = |q: &Mat<f64>, a: usize, b: usize| -> f64 {
-        (0..q.nrows()).map(|row| q[(row, a)] * q[(row, b)]).sum()
-    };
-    for k in 0..q.ncols() {
-        let length = dot(&q, k, k).sqrt();
-        for before in (0..k).chain(0..k) {
-            let part = dot(&q, before, k);
-            for row in 0..q.nrows() {
-                q[(row, k)] -= part * q[(row, before)];
-            }
-        }
-        let left = dot(&q, k, k).sqrt();
-        let by = if left > 1e-12 * length { left.recip() } else { 0.0 };
-        for row in 0..q.nrows() {
-            q[(row, k)] *= by;
-        }
-    }
-    q
 }
 
 #[cfg(test)]

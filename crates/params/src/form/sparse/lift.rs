@@ -8,13 +8,9 @@
 //! instead of a singular value decomposition in f32; (2) AdamW's eps is added after the bias
 //! correction, as torch does it today.
 
-use faer::{
-    Accum, Mat, MatRef, Par,
-    diag::Diag,
-    dyn_stack::{MemBuffer, MemStack},
-    linalg::{evd, matmul::matmul},
-};
+use candle_core::{Device, Tensor};
 use luthier_core::{Error, Mask, Param, Result, Seed};
+use luthier_kernels::svd::Svd;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -84,37 +80,11 @@ impl Lift {
 
 /// `W` with nothing but its `rank` largest singular values.
 pub fn reduced(name: &str, w: &[f32], o: usize, i: usize, rank: usize) -> Result<Vec<f32>> {
-    let n = o.min(i);
-    if rank >= n {
+    if rank >= o.min(i) {
         return Ok(w.to_vec());
     }
-    let wide: Vec<f64> = w.iter().map(|x| f64::from(*x)).collect();
-    let w_oi = MatRef::from_row_major_slice(&wide, o, i);
-    let mut gram = Mat::<f64>::zeros(n, n);
-    let (left, right) = if o <= i { (w_oi, w_oi.transpose()) } else { (w_oi.transpose(), w_oi) };
-    matmul(gram.as_mut(), Accum::Replace, left, right, 1.0, Par::Seq);
-
-    let (mut values, mut vectors) = (Diag::<f64>::zeros(n), Mat::<f64>::zeros(n, n));
-    let both = evd::ComputeEigenvectors::Yes;
-    let need = evd::self_adjoint_evd_scratch::<f64>(n, both, Par::Seq, Default::default());
-    let mut memory = MemBuffer::new(need);
-    let stack = MemStack::new(&mut memory);
-    let into = (values.as_mut(), Some(vectors.as_mut()));
-    evd::self_adjoint_evd(gram.as_ref(), into.0, into.1, Par::Seq, stack, Default::default())
-        .map_err(|e| Error::failed(name, format!("its spectrum did not converge: {e:?}")))?;
-    // Eigenvalues ascend: the last vectors span what is kept.
-    let top = vectors.as_ref().get(.., n - rank..);
-    let mut found = Mat::<f64>::zeros(o, i);
-    if o <= i {
-        let mut inner = Mat::<f64>::zeros(rank, i);
-        matmul(inner.as_mut(), Accum::Replace, top.transpose(), w_oi, 1.0, Par::Seq);
-        matmul(found.as_mut(), Accum::Replace, top, inner.as_ref(), 1.0, Par::Seq);
-    } else {
-        let mut inner = Mat::<f64>::zeros(o, rank);
-        matmul(inner.as_mut(), Accum::Replace, w_oi, top, 1.0, Par::Seq);
-        matmul(found.as_mut(), Accum::Replace, inner.as_ref(), top.transpose(), 1.0, Par::Seq);
-    }
-    Ok((0..o).flat_map(|r| (0..i).map(move |c| (r, c))).map(|at| found[at] as f32).collect())
+    let w_oi = Tensor::from_slice(w, (o, i), &Device::Cpu)?;
+    Ok(Svd::dense(name, &w_oi, rank)?.matrix(rank))
 }
 
 impl Rule for Lift {
@@ -163,7 +133,7 @@ fn overlap(one: Option<&Mask>, other: Option<&Mask>) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{Device, Var};
+    use candle_core::Var;
 
     use super::*;
 

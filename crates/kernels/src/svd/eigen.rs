@@ -23,7 +23,7 @@ const ROUNDS: usize = 12;
 
 /// The `keep` largest eigenvalues, largest first, and their eigenvectors as columns. `start` is a
 /// guess at them.
-pub(crate) fn leading(
+pub fn leading(
     name: &str,
     gram: MatRef<'_, f64>,
     keep: usize,
@@ -40,8 +40,8 @@ pub(crate) fn leading(
     Ok((values, columns(&vectors, keep)))
 }
 
-/// All eigenpairs, largest first.
-fn whole(name: &str, gram: MatRef<'_, f64>) -> Result<(Vec<f64>, Mat<f64>)> {
+/// All eigenpairs of a symmetric matrix, largest first.
+pub fn whole(name: &str, gram: MatRef<'_, f64>) -> Result<(Vec<f64>, Mat<f64>)> {
     let n = gram.nrows();
     let mut values = Diag::<f64>::zeros(n);
     let mut vectors = Mat::<f64>::zeros(n, n);
@@ -125,34 +125,55 @@ fn space(gram: MatRef<'_, f64>, x: Mat<f64>) -> (Mat<f64>, Mat<f64>) {
 }
 
 /// The thin `Q R` of a matrix; `Q` is orthonormal whatever the matrix' rank.
-pub(crate) fn orthonormal(mut packed: Mat<f64>) -> (Mat<f64>, Mat<f64>) {
-    let (rows, cols) = (packed.nrows(), packed.ncols());
-    let size = rows.min(cols);
+pub fn orthonormal(mut m: Mat<f64>) -> (Mat<f64>, Mat<f64>) {
+    let (rows, size) = (m.nrows(), m.nrows().min(m.ncols()));
+    let coefficients = reflect(&mut m);
     let mut q = Mat::<f64>::identity(rows, size);
+    if size > 0 {
+        let block = coefficients.nrows();
+        let need =
+            householder::apply_block_householder_sequence_on_the_left_in_place_scratch::<f64>(
+                rows, block, size,
+            );
+        let mut memory = MemBuffer::new(need);
+        householder::apply_block_householder_sequence_on_the_left_in_place_with_conj(
+            m.as_ref(),
+            coefficients.as_ref(),
+            Conj::No,
+            q.as_mut(),
+            Par::Seq,
+            MemStack::new(&mut memory),
+        );
+    }
+    (q, upper(&m))
+}
+
+/// The `R` of a matrix' thin `Q R` alone.
+pub fn triangle(mut m: Mat<f64>) -> Mat<f64> {
+    reflect(&mut m);
+    upper(&m)
+}
+
+/// Replaces a matrix by its `R` and, below the diagonal, the reflections that make up `Q`; returns
+/// their coefficients.
+fn reflect(m: &mut Mat<f64>) -> Mat<f64> {
+    let (rows, cols) = (m.nrows(), m.ncols());
+    let size = rows.min(cols);
     if size == 0 {
-        return (q, Mat::zeros(size, cols));
+        return Mat::zeros(0, 0);
     }
     let block = qr::recommended_block_size::<f64>(rows, cols);
     let mut coefficients = Mat::<f64>::zeros(block, size);
     let need = qr::qr_in_place_scratch::<f64>(rows, cols, block, Par::Seq, Default::default());
     let (mut memory, params) = (MemBuffer::new(need), Default::default());
     let stack = MemStack::new(&mut memory);
-    qr::qr_in_place(packed.as_mut(), coefficients.as_mut(), Par::Seq, stack, params);
-    let need = householder::apply_block_householder_sequence_on_the_left_in_place_scratch::<f64>(
-        rows, block, size,
-    );
-    let mut memory = MemBuffer::new(need);
-    householder::apply_block_householder_sequence_on_the_left_in_place_with_conj(
-        packed.as_ref(),
-        coefficients.as_ref(),
-        Conj::No,
-        q.as_mut(),
-        Par::Seq,
-        MemStack::new(&mut memory),
-    );
-    // Below the diagonal lie the reflections that make up Q.
-    let r = Mat::from_fn(size, cols, |i, j| if i <= j { packed[(i, j)] } else { 0.0 });
-    (q, r)
+    qr::qr_in_place(m.as_mut(), coefficients.as_mut(), Par::Seq, stack, params);
+    coefficients
+}
+
+fn upper(m: &Mat<f64>) -> Mat<f64> {
+    let size = m.nrows().min(m.ncols());
+    Mat::from_fn(size, m.ncols(), |i, j| if i <= j { m[(i, j)] } else { 0.0 })
 }
 
 fn columns(m: &Mat<f64>, n: usize) -> Mat<f64> {

@@ -24,10 +24,10 @@ use faer::{
 };
 use luthier_core::{Error, Result};
 
-pub(crate) use eigen::{leading, orthonormal};
+pub use eigen::{leading, orthonormal, triangle, whole};
 
 /// Rows that are widened to f64 at a time.
-pub(crate) const CHUNK: usize = 2048;
+pub const CHUNK: usize = 2048;
 
 /// The leading part of a singular value decomposition, `U diag(σ) Vᵀ`.
 #[derive(Clone, Debug)]
@@ -67,16 +67,11 @@ impl Svd {
         let m = Rows::read(name, m_oi)?;
         let k = most.min(m.rows).min(m.cols);
         let tall = m.rows >= m.cols;
-        let mut gram = Mat::<f64>::zeros(m.rows.min(m.cols), m.rows.min(m.cols));
-        m.slices(|_, x| match tall {
-            true => add_square(&mut gram, x.transpose()),
-            false => add_square(&mut gram, x),
-        });
-        mirror(&mut gram);
+        let gram = gram(&m.values, m.rows, m.cols);
         let (_, known) = leading(name, gram.as_ref(), k, None)?;
         drop(gram);
         let mut other = Mat::<f64>::zeros(m.rows.max(m.cols), k);
-        m.slices(|from, x| {
+        slices(&m.values, m.rows, m.cols, |from, x| {
             let (known, n) = (known.as_ref(), if tall { x.nrows() } else { x.ncols() });
             let part = other.as_mut().subrows_mut(from, n);
             match tall {
@@ -109,6 +104,16 @@ impl Svd {
     pub fn lost(&self, r: usize) -> f64 {
         let left = self.sigma.iter().skip(r).rev().map(|s| s * s).sum::<f64>();
         (left + self.rest).sqrt()
+    }
+
+    /// The first `r` parts as a row-major matrix.
+    pub fn matrix(&self, r: usize) -> Vec<f32> {
+        let (o, i, r) = (self.u_ok.nrows(), self.v_ik.nrows(), r.min(self.sigma.len()));
+        let scaled = Mat::from_fn(o, r, |row, k| self.u_ok[(row, k)] * self.sigma[k]);
+        let mut found = Mat::<f64>::zeros(o, i);
+        let v_ik = self.v_ik.as_ref().subcols(0, r);
+        matmul(found.as_mut(), Accum::Replace, scaled.as_ref(), v_ik.transpose(), 1.0, Par::Seq);
+        (0..o).flat_map(|r| (0..i).map(move |c| (r, c))).map(|at| found[at] as f32).collect()
     }
 
     /// `A (r, in)` and `B (out, r)` of equal lengths whose `scale · B A` is the first `r` parts.
@@ -151,31 +156,47 @@ impl Rows {
         self.values[row * self.cols + col]
     }
 
-    /// Calls `f` with slices of the longer side in f64 and where each begins.
-    fn slices(&self, mut f: impl FnMut(usize, MatRef<'_, f64>)) {
-        if self.values.is_empty() {
-            return;
+}
+
+/// Calls `f` with slices of the longer side of a row-major matrix in f64, and where each begins.
+fn slices(
+    values: &[f32],
+    rows: usize,
+    cols: usize,
+    mut f: impl FnMut(usize, MatRef<'_, f64>),
+) {
+    if values.is_empty() {
+        return;
+    }
+    if rows >= cols {
+        for (k, slice) in values.chunks(CHUNK * cols).enumerate() {
+            let wide: Vec<f64> = slice.iter().map(|x| f64::from(*x)).collect();
+            f(k * CHUNK, MatRef::from_row_major_slice(&wide, slice.len() / cols, cols));
         }
-        if self.rows >= self.cols {
-            for (k, slice) in self.values.chunks(CHUNK * self.cols).enumerate() {
-                let wide: Vec<f64> = slice.iter().map(|x| f64::from(*x)).collect();
-                let n = slice.len() / self.cols;
-                f(k * CHUNK, MatRef::from_row_major_slice(&wide, n, self.cols));
-            }
-            return;
-        }
-        for from in (0..self.cols).step_by(CHUNK) {
-            let width = CHUNK.min(self.cols - from);
-            let row = |r: usize| self.values[r * self.cols + from..][..width].iter();
-            let wide: Vec<f64> =
-                (0..self.rows).flat_map(|r| row(r).map(|x| f64::from(*x))).collect();
-            f(from, MatRef::from_row_major_slice(&wide, self.rows, width));
-        }
+        return;
+    }
+    for from in (0..cols).step_by(CHUNK) {
+        let width = CHUNK.min(cols - from);
+        let row = |r: usize| values[r * cols + from..][..width].iter();
+        let wide: Vec<f64> = (0..rows).flat_map(|r| row(r).map(|x| f64::from(*x))).collect();
+        f(from, MatRef::from_row_major_slice(&wide, rows, width));
     }
 }
 
+/// The smaller of `MᵀM` and `MMᵀ` of a row-major matrix, in f64.
+pub fn gram(values: &[f32], rows: usize, cols: usize) -> Mat<f64> {
+    let n = rows.min(cols);
+    let mut gram = Mat::<f64>::zeros(n, n);
+    slices(values, rows, cols, |_, x| match rows >= cols {
+        true => add_square(&mut gram, x.transpose()),
+        false => add_square(&mut gram, x),
+    });
+    mirror(&mut gram);
+    gram
+}
+
 /// Adds `x xᵀ` to the lower half of `gram`.
-pub(crate) fn add_square(gram: &mut Mat<f64>, x: MatRef<'_, f64>) {
+pub fn add_square(gram: &mut Mat<f64>, x: MatRef<'_, f64>) {
     triangular::matmul(
         gram.as_mut(),
         BlockStructure::TriangularLower,
@@ -190,7 +211,7 @@ pub(crate) fn add_square(gram: &mut Mat<f64>, x: MatRef<'_, f64>) {
 }
 
 /// Completes a symmetric matrix whose lower half is known.
-pub(crate) fn mirror(gram: &mut Mat<f64>) {
+pub fn mirror(gram: &mut Mat<f64>) {
     for j in 1..gram.ncols() {
         for i in 0..j {
             gram[(i, j)] = gram[(j, i)];
@@ -199,7 +220,7 @@ pub(crate) fn mirror(gram: &mut Mat<f64>) {
 }
 
 /// `a · b`.
-pub(crate) fn product(a: &Mat<f64>, b: &Mat<f64>) -> Mat<f64> {
+pub fn product(a: &Mat<f64>, b: &Mat<f64>) -> Mat<f64> {
     let mut out = Mat::zeros(a.nrows(), b.ncols());
     matmul(out.as_mut(), Accum::Replace, a.as_ref(), b.as_ref(), 1.0, Par::Seq);
     out
