@@ -8,7 +8,8 @@ use std::{
 use luthier_core::{Error, Model, Policy, Result};
 use luthier_kernels::{few::FEW, num};
 use luthier_model::{
-    Decoder, Holding, ModelConfig, Quantize as To, Source, Tokenizer, decoder::parameters, pull,
+    Decoder, Holding, ModelConfig, Quantize as To, Source, Tokenizer, decoder::parameters, names,
+    pull,
 };
 use luthier_params::Bound;
 
@@ -63,8 +64,10 @@ pub fn open_for(name: &str, precision: Precision, rows: usize) -> Result<Opened>
 /// The model that is trained, held as `models` says; `frozen`: none of its weights learns.
 pub fn open_base(models: &Models, frozen: bool) -> Result<Opened> {
     let Models { policy, precision, quantize, double_quant } = models;
-    let holding = quantize.holding(precision.resolve(), *double_quant, frozen)?;
     let (path, source) = opened_source(policy)?;
+    let sizes = names::tensors(source.config());
+    let parameters = sizes.iter().map(|(_, dims)| dims.iter().product::<usize>() as u64).sum();
+    let holding = quantize.holding(precision.resolve(), *double_quant, frozen, parameters)?;
     if *quantize == Quantize::Stored && !is_quantized(&source)? {
         let what = "`stored` asks for weights as their file has them, and it has them unquantised";
         return Err(Error::input("models.quantize", what)

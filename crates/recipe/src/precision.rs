@@ -48,7 +48,8 @@ impl From<num::Precision> for Precision {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Quantize {
-    /// As `stored` where the file is quantised and none of its weights learn, else as `none`.
+    /// As `stored` where the file is quantised, none of its weights learn, and they would take more
+    /// than 1 GiB expanded; else as `none`, which trains a little faster.
     #[default]
     Auto,
     /// As numbers of the arithmetic.
@@ -59,14 +60,18 @@ pub enum Quantize {
     Nf4,
 }
 
+/// Bytes up to which a base is expanded unasked: less than a training step takes beside it.
+const SMALL: u64 = 1 << 30;
+
 impl Quantize {
-    /// How weights are held for products of `precision`, where `frozen` says that none of them
-    /// learns.
+    /// How `parameters` weights are held for products of `precision`, where `frozen` says that none
+    /// of them learns.
     pub fn holding(
         self,
         precision: num::Precision,
         double_quant: bool,
         frozen: bool,
+        parameters: u64,
     ) -> Result<Holding> {
         let quantize = match self {
             Quantize::Nf4 if frozen => Some(load::Quantize::Nf4 { double_quant }),
@@ -77,7 +82,14 @@ impl Quantize {
             }
             _ => None,
         };
-        let stored = self == Quantize::Stored || self == Quantize::Auto && frozen;
+        let width = match precision {
+            num::Precision::F32 => 4,
+            num::Precision::Bf16 => 2,
+        };
+        let stored = match self {
+            Quantize::Auto => frozen && parameters * width > SMALL,
+            _ => self == Quantize::Stored,
+        };
         Ok(Holding { precision, stored, quantize })
     }
 }
@@ -109,8 +121,12 @@ mod tests {
 
     #[test]
     fn a_base_is_quantised_where_none_of_its_weights_learns() {
-        let of = |quantize: Quantize, frozen| quantize.holding(num::Precision::F32, true, frozen);
+        let large = SMALL / 4 + 1;
+        let of =
+            |quantize: Quantize, frozen| quantize.holding(num::Precision::F32, true, frozen, large);
         let stored = |quantize, frozen| of(quantize, frozen).unwrap().stored;
+        let small = Quantize::Auto.holding(num::Precision::Bf16, true, true, large).unwrap();
+        assert!(!small.stored);
         assert!(stored(Quantize::Auto, true) && !stored(Quantize::Auto, false));
         assert!(stored(Quantize::Stored, true) && stored(Quantize::Stored, false));
         assert!(!stored(Quantize::None, true) && !stored(Quantize::Nf4, true));
