@@ -38,6 +38,8 @@ enum Verb {
     Fold(verb::fold::Args),
     /// Check or convert adapter folders
     Adapter(verb::adapter::Args),
+    /// Measure a model: one probe, one file
+    Probe(verb::probe::Args),
     /// Write the HTML report of a finished run again
     Report(verb::report::Args),
     /// List the methods that recipes can name
@@ -64,6 +66,7 @@ fn run(cli: Cli) -> Result<()> {
         Verb::Eval(args) => verb::eval::run(args),
         Verb::Fold(args) => verb::fold::run(args),
         Verb::Adapter(args) => verb::adapter::run(args),
+        Verb::Probe(args) => verb::probe::run(args),
         Verb::Report(args) => verb::report::run(args),
         Verb::Methods(args) => verb::methods::run(args),
         Verb::Reproduce(args) => verb::reproduce::run(args),

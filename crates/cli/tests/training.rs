@@ -18,7 +18,11 @@ fn workplace() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     pico(&dir.path().join("model"), 1);
     let row = |i: usize| {
-        format!("{{\"prompt\": \"{i} and {i}\", \"completion\": \"makes {}\"}}\n", 2 * i)
+        let (prompt, reference) = (format!("{i} and {i}"), format!("add {i} to itself"));
+        format!(
+            "{{\"prompt\": \"{prompt}\", \"completion\": \"makes {}\", \"reference\": \"{reference}\"}}\n",
+            2 * i
+        )
     };
     fs::write(dir.path().join("train.jsonl"), (0..24).map(row).collect::<String>()).unwrap();
     fs::write(dir.path().join("test.jsonl"), (30..36).map(row).collect::<String>()).unwrap();
@@ -313,6 +317,13 @@ fn bad_input_gets_one_sentence_and_leaves_nothing() {
     refused("--model model --data broken.jsonl", &["broken.jsonl:2"]);
     file("mixed.jsonl", "{\"text\": \"fine\"}\n{\"question\": \"?\"}\n");
     refused("--model model --data mixed.jsonl", &["mixed.jsonl:2"]);
+    file("alone.jsonl", "{\"prompt\": \"a\", \"completion\": \"b\"}\n");
+    refused(
+        "--model model --data alone.jsonl train.loss.align={}",
+        &["alone.jsonl:1", "no column reference", "train.loss.align"],
+    );
+    let beyond = "train.loss.align={lambda_kl=2.0}";
+    refused(&format!("{given} {beyond}"), &["lambda_kl", "from 0 to 1"]);
     file("pair.jsonl", "{\"prompt\": \"a\", \"chosen\": \"b\", \"rejected\": \"c\"}\n");
     refused("--model model --data pair.jsonl", &["pair.jsonl:1", "preference"]);
     file(

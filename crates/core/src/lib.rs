@@ -27,7 +27,9 @@ pub use example::{Completion, Example, Form, Origin, Turn};
 pub use held::Held;
 pub use hook::{Affine, At, Hook, Hooks, LowRank};
 pub use method::Method;
-pub use model::{AddTo, Ctx, Found, Gradient, Head, Learned, Logits, Model, Policy, Tape, Taped};
+pub use model::{
+    AddTo, Ctx, Found, Gradient, Head, Learned, Logits, Model, Piece, Policy, Rotary, Tape, Taped,
+};
 pub use param::{Mask, Param};
 pub use seed::{Rng, Seed};
 pub use site::{SiteId, SiteInfo, SiteKind, SiteMap};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{D, Tensor, Var};
+use candle_core::{D, DType, Tensor, Var};
 
 use crate::{Affine, At, Cache, Error, Hooks, Result, Rows, Seed, SiteId, SiteMap};
 
@@ -108,6 +108,16 @@ pub trait Tape: Send {
     ) -> Result<Option<Tensor>>;
 }
 
+/// How a block rotates the heads of queries and keys: number `i` of a head with number `i + half`, where
+/// `half` is the number of frequencies, by the angle `position · inv_freq[i]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Rotary<'a> {
+    /// Radians per position.
+    pub inv_freq: &'a [f32],
+    /// On cosine and sine.
+    pub factor: f32,
+}
+
 /// Immutable weights and their forward pass.
 ///
 /// Hooks are an argument ([`Ctx::hooks`]), never state: the reference model is the same model
@@ -185,6 +195,11 @@ pub trait Model: Send + Sync {
     /// Weight and bias at a linear, embedding (table) or norm (scale) site, in f32.
     fn affine(&self, site: SiteId) -> Result<Affine>;
 
+    /// How a block rotates queries and keys; `None` where it does not.
+    fn rotation(&self, _layer: usize) -> Option<Rotary<'_>> {
+        None
+    }
+
     /// The same model with the weights of `sites` as variables, and these variables by their
     /// Hugging Face names. Everything else is shared.
     fn learn(&self, sites: &[SiteId]) -> Result<Learned>;
@@ -246,6 +261,9 @@ impl Policy {
     }
 }
 
+/// Makes one piece of a sum from what it asks: a scalar with its graph.
+pub type Piece<'a> = dyn FnMut(&mut dyn Logits, usize) -> Result<Tensor> + 'a;
+
 /// What an objective may ask at the end of a forward pass. Indices are tokens of the batch.
 pub trait Logits {
     /// Log-probability of `targets_m[j]` at token `index_m[j]`, `(m,)`, never storing logits.
@@ -253,6 +271,13 @@ pub trait Logits {
 
     /// Full logits at the named tokens, `(m, v)`.
     fn logits(&mut self, index_m: &[u32]) -> Result<Tensor>;
+
+    /// The residual stream after the last block, before the final norm, at the named tokens, `(m, d)`.
+    fn hidden(&mut self, index_m: &[u32]) -> Result<Tensor>;
+
+    /// The sum of `pieces` pieces. Each is pulled back before the next is made, so that what it asks
+    /// for, logits mostly, exists for one piece at a time.
+    fn sum(&mut self, pieces: usize, piece: &mut Piece) -> Result<Tensor>;
 }
 
 /// The end of one model's forward pass: its last residual stream, ready for the head.
@@ -289,5 +314,19 @@ impl Logits for Head<'_, '_> {
     fn logits(&mut self, index_m: &[u32]) -> Result<Tensor> {
         let h_md = self.pick(index_m)?;
         self.model.unembed(&h_md, self.ctx)
+    }
+
+    fn hidden(&mut self, index_m: &[u32]) -> Result<Tensor> {
+        self.pick(index_m)
+    }
+
+    /// Where the residual stream is a constant nothing is pulled back, and no graph is kept.
+    fn sum(&mut self, pieces: usize, piece: &mut Piece) -> Result<Tensor> {
+        let mut sum = Tensor::zeros((), DType::F32, self.h_nd.device())?;
+        for i in 0..pieces {
+            let one = piece(&mut *self, i)?;
+            sum = (sum + if self.h_nd.track_op() { one } else { one.detach() })?;
+        }
+        Ok(sum)
     }
 }

@@ -16,7 +16,7 @@ const WINDOW_STEPS: usize = 50;
 pub enum Size {
     /// At most so many tokens, but at least one row.
     Tokens(usize),
-    /// So many rows; the last step of an epoch has what is left.
+    /// So many rows, or units of them; the last step of an epoch has what is left.
     Rows(usize),
 }
 
@@ -37,6 +37,8 @@ pub enum Order {
 pub struct Plan {
     /// Tokens (positions) of every row.
     pub lengths: Vec<usize>,
+    /// How many neighbouring rows are a unit, which no step parts: 1 where each stands for itself.
+    pub unit: usize,
     /// What one optimizer step takes.
     pub size: Size,
     /// Where the permutations come from.
@@ -46,32 +48,42 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The steps of one epoch: row indices, every row exactly once.
+    /// The steps of one epoch: row indices, every row exactly once, the rows of a unit in order.
     pub fn epoch(&self, epoch: usize) -> Vec<Vec<usize>> {
-        let seed = self.seed.split("order").at(epoch as u64);
-        let mut rows: Vec<usize> = (0..self.lengths.len()).collect();
+        let lengths: Vec<usize> = self.lengths.chunks(self.unit).map(|u| u.iter().sum()).collect();
+        let rows = |unit: usize| {
+            let first = unit * self.unit;
+            first..(first + self.unit).min(self.lengths.len())
+        };
+        let steps = self.steps(&lengths, self.seed.split("order").at(epoch as u64));
+        steps.into_iter().map(|step| step.into_iter().flat_map(rows).collect()).collect()
+    }
+
+    /// The steps of one epoch as indices of units.
+    fn steps(&self, lengths: &[usize], seed: Seed) -> Vec<Vec<usize>> {
+        let mut units: Vec<usize> = (0..lengths.len()).collect();
         if self.order != Order::File {
-            seed.split("rows").rng().shuffle(&mut rows);
+            seed.split("rows").rng().shuffle(&mut units);
         }
         if self.order != Order::Grouped {
-            return self.cut(&rows, 1);
+            return self.cut(&units, lengths, 1);
         }
         let mut steps = Vec::new();
-        for mut window in self.cut(&rows, WINDOW_STEPS) {
-            // Stable, so rows of one length keep the order of the permutation.
-            window.sort_by_key(|row| self.lengths[*row]);
-            steps.extend(self.cut(&window, 1));
+        for mut window in self.cut(&units, lengths, WINDOW_STEPS) {
+            // Stable, so units of one length keep the order of the permutation.
+            window.sort_by_key(|unit| lengths[*unit]);
+            steps.extend(self.cut(&window, lengths, 1));
         }
         seed.split("steps").rng().shuffle(&mut steps);
         steps
     }
 
-    /// Runs of `rows`, each as large as `steps` steps.
-    fn cut(&self, rows: &[usize], steps: usize) -> Vec<Vec<usize>> {
+    /// Runs of `units`, each as large as `steps` steps.
+    fn cut(&self, units: &[usize], lengths: &[usize], steps: usize) -> Vec<Vec<usize>> {
         match self.size {
-            Size::Tokens(n) => pack(rows, |row| self.lengths[row], n.saturating_mul(steps)),
+            Size::Tokens(n) => pack(units, |unit| lengths[unit], n.saturating_mul(steps)),
             Size::Rows(n) => {
-                rows.chunks(n.saturating_mul(steps).max(1)).map(<[usize]>::to_vec).collect()
+                units.chunks(n.saturating_mul(steps).max(1)).map(<[usize]>::to_vec).collect()
             }
         }
     }
@@ -94,7 +106,7 @@ mod tests {
         epoch: usize,
         order: Order,
     ) -> Vec<Vec<usize>> {
-        Plan { lengths: lengths.to_vec(), size, seed: Seed(seed), order }.epoch(epoch)
+        Plan { lengths: lengths.to_vec(), unit: 1, size, seed: Seed(seed), order }.epoch(epoch)
     }
 
     proptest! {
@@ -129,6 +141,32 @@ mod tests {
                 prop_assert!(steps.iter().rev().skip(1).all(|step| step.len() == limit));
             }
             prop_assert_eq!(&steps, &super::tests::steps(&lengths, size, seed, epoch, order));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn units_stay_whole_and_are_ordered_as_rows_of_their_length(
+            lengths in prop::collection::vec(0usize..300, 0..60),
+            unit in 1usize..4,
+            limit in 1usize..900,
+            by_rows in any::<bool>(),
+            seed in any::<u64>(),
+            order in prop::sample::select(vec![Order::Shuffled, Order::Grouped, Order::File]),
+        ) {
+            let size = if by_rows { Size::Rows(limit % 7 + 1) } else { Size::Tokens(limit) };
+            // A unit of rows that share its length is ordered as one row is.
+            let split: Vec<usize> = lengths
+                .iter()
+                .flat_map(|n| (0..unit).map(move |i| if i == 0 { *n } else { 0 }))
+                .collect();
+            let plan = Plan { lengths: split, unit, size, seed: Seed(seed), order };
+            let of_rows = super::tests::steps(&lengths, size, seed, 1, order);
+            let want: Vec<Vec<usize>> = of_rows
+                .iter()
+                .map(|step| step.iter().flat_map(|u| u * unit..(u + 1) * unit).collect())
+                .collect();
+            prop_assert_eq!(plan.epoch(1), want);
         }
     }
 

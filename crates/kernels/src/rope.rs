@@ -19,6 +19,11 @@ impl Rotation {
         Rotation { inv_freq: Arc::new(inv_freq), factor }
     }
 
+    /// Inverse frequencies and factor.
+    pub fn parts(&self) -> (&[f32], f32) {
+        (&self.inv_freq, self.factor)
+    }
+
     /// Cosines and sines of every token, `(n, 2, e/2)` flat, computed once per pass.
     pub fn table(&self, positions_n: &[u32]) -> Arc<Vec<f32>> {
         let half = self.inv_freq.len();

@@ -4,17 +4,52 @@ use candle_core::Tensor;
 use luthier_core::{Batch, Error, Logits, Result};
 use serde::{Deserialize, Serialize};
 
+pub mod apart;
 pub mod normaliser;
 /// What is charged for a token, a row, a pair.
 pub mod term {
+    pub mod align;
     pub mod nll;
 }
 
 pub use normaliser::Normaliser;
-pub use term::nll::Nll;
+pub use term::{
+    align::{Align, AlignOn},
+    nll::Nll,
+};
+
+/// What an objective looks at together, and so what data must bring and no pass may part.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Unit {
+    /// A row.
+    #[default]
+    Row,
+    /// Two rows: one answer to the reference phrasing of a prompt, then to the prompt itself.
+    Phrasings,
+}
+
+impl Unit {
+    /// How many rows in a row of the batch are one unit.
+    pub fn rows(self) -> usize {
+        match self {
+            Unit::Row => 1,
+            Unit::Phrasings => 2,
+        }
+    }
+}
 
 /// What is minimised.
 pub trait Objective: Send + Sync {
+    /// Refuses settings that cannot be meant.
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// What is looked at together. Every batch holds whole units.
+    fn unit(&self) -> Unit {
+        Unit::Row
+    }
+
     /// What the step's sum is divided by, over all micro-batches of the step.
     fn normaliser(&self, step: &[&Batch]) -> f64;
 
@@ -45,11 +80,10 @@ pub struct Log {
 pub use luthier_core::Method;
 
 /// Every objective that a recipe can name.
-pub const METHODS: &[Method] = &[Method {
-    paper: None,
-    name: "nll",
-    about: "negative log-likelihood of the trained tokens (supervised fine-tuning)",
-}];
+pub const METHODS: &[Method] = &[
+    Method::usual("nll", "negative log-likelihood of the trained tokens (supervised fine-tuning)"),
+    Method::of(20, "align", "the same answer to two phrasings of a prompt"),
+];
 
 /// `[train.loss]`: exactly one objective, `nll` when none is named.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -58,6 +92,9 @@ pub struct Loss {
     /// Negative log-likelihood.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nll: Option<Nll>,
+    /// The same answer to two phrasings.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub align: Option<Align>,
 }
 
 impl Loss {
@@ -66,7 +103,7 @@ impl Loss {
         static DEFAULT: Nll = Nll { normaliser: Normaliser::Token };
         match self.named().as_slice() {
             [] => Ok(&DEFAULT),
-            [(_, one)] => Ok(*one),
+            [(_, one)] => one.check().map(|()| *one),
             several => {
                 let names: Vec<&str> = several.iter().map(|(name, _)| *name).collect();
                 let what = format!("names {} objectives ({})", names.len(), names.join(", "));
@@ -85,6 +122,7 @@ impl Loss {
 
     fn named(&self) -> Vec<(&'static str, &dyn Objective)> {
         let nll = self.nll.as_ref().map(|o| ("nll", o as &dyn Objective));
-        [nll].into_iter().flatten().collect()
+        let align = self.align.as_ref().map(|o| ("align", o as &dyn Objective));
+        [nll, align].into_iter().flatten().collect()
     }
 }

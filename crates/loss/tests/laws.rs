@@ -1,12 +1,15 @@
 //! The laws of objectives, over every row of `METHODS`.
 
 use candle_core::{Device, Tensor, Var, backprop::GradStore};
-use luthier_core::{Batch, Logits, Result, Rng, Row, Seed, model::gather_logp};
-use luthier_loss::{Loss, METHODS, Nll, Normaliser, Objective, Terms};
+use luthier_core::{Batch, Logits, Piece, Result, Rng, Row, Seed, model::gather_logp};
+use luthier_loss::{
+    Align, AlignOn, Loss, METHODS, Nll, Normaliser, Objective, Terms, Unit, apart::naive_apart,
+};
 
 const VOCAB: usize = 7;
 
-/// A forward pass whose logits are the variable itself, and that remembers what it was asked.
+/// A forward pass whose logits, and last residual stream, are the variable itself, and that remembers
+/// what it was asked.
 struct Table {
     logits_nv: Var,
     asked: Vec<u32>,
@@ -22,13 +25,33 @@ impl Logits for Table {
         let index = Tensor::from_slice(index_m, index_m.len(), &Device::Cpu)?;
         Ok(self.logits_nv.index_select(&index, 0)?)
     }
+
+    fn hidden(&mut self, index_m: &[u32]) -> Result<Tensor> {
+        self.logits(index_m)
+    }
+
+    fn sum(&mut self, pieces: usize, piece: &mut Piece) -> Result<Tensor> {
+        let mut sum = Tensor::new(0f32, &Device::Cpu)?;
+        for i in 0..pieces {
+            sum = (sum + piece(&mut *self, i)?)?;
+        }
+        Ok(sum)
+    }
 }
 
 fn objectives() -> Vec<(String, Loss)> {
-    let of = |normaliser| Loss { nll: Some(Nll { normaliser }) };
+    let of = |normaliser| Loss { nll: Some(Nll { normaliser }), ..Loss::default() };
+    let align = |lambda_kl, align_on| {
+        let align = Some(Align { lambda_kl, align_on });
+        Loss { align, ..Loss::default() }
+    };
     let all = vec![
         ("nll/token".to_string(), of(Normaliser::Token)),
         ("nll/sequence".to_string(), of(Normaliser::Sequence)),
+        ("align/logits".to_string(), align(0.8, AlignOn::Logits)),
+        ("align/logits alone".to_string(), align(1.0, AlignOn::Logits)),
+        ("align/answers alone".to_string(), align(0.0, AlignOn::Logits)),
+        ("align/hidden".to_string(), align(0.3, AlignOn::Hidden)),
     ];
     for method in METHODS {
         assert!(all.iter().any(|(name, _)| name.starts_with(method.name)), "{}", method.name);
@@ -45,6 +68,36 @@ fn rows(rng: &mut Rng) -> Vec<Row> {
         example,
     };
     [5, 1, 9, 3].into_iter().enumerate().map(|at| row(rng, at)).collect()
+}
+
+/// Rows in whole units.
+fn units(rng: &mut Rng, unit: Unit) -> Vec<Row> {
+    let rows = rows(rng);
+    match unit {
+        Unit::Row => rows,
+        Unit::Phrasings => {
+            let pair = |row: Row| [reference(rng, &row), row];
+            rows.into_iter().flat_map(pair).collect()
+        }
+    }
+}
+
+/// The same targets behind other tokens.
+fn reference(rng: &mut Rng, row: &Row) -> Row {
+    let more = 1 + rng.below(3);
+    let mut ids = |n: usize| (0..n).map(|_| rng.below(VOCAB) as u32).collect::<Vec<u32>>();
+    Row {
+        ids: ids(more + row.len()),
+        targets: [ids(more), row.targets.clone()].concat(),
+        weights: [vec![0.0; more], row.weights.clone()].concat(),
+        example: row.example,
+    }
+}
+
+/// Whether a token is one of a reference, which is a constant.
+fn of_reference(batch: &Batch, unit: Unit, token: usize) -> bool {
+    let row = (0..batch.rows.b()).find(|row| batch.rows.range(*row).contains(&token)).unwrap();
+    unit == Unit::Phrasings && row % 2 == 0
 }
 
 fn logits(rng: &mut Rng, n: usize) -> Vec<f32> {
@@ -101,11 +154,21 @@ fn nll_is_the_textbook_mean() {
 #[test]
 fn only_tokens_with_weight_are_asked_for() {
     let mut rng = Seed(4).rng();
-    let batch = Batch::from_rows(&rows(&mut rng));
-    let logits = logits(&mut rng, batch.n());
     for (name, loss) in objectives() {
-        let (_, table) = run(loss.objective().unwrap(), &logits, &batch);
-        assert_eq!(table.asked, batch.trained_m(), "{name}");
+        let objective = loss.objective().unwrap();
+        let batch = Batch::from_rows(&units(&mut rng, objective.unit()));
+        let logits = logits(&mut rng, batch.n());
+        let (_, mut table) = run(objective, &logits, &batch);
+        table.asked.sort_unstable();
+        table.asked.dedup();
+        let trained = batch.trained_m();
+        match name.as_str() {
+            // Nothing or only the first target token of a reference.
+            "align/answers alone" | "align/hidden" => {
+                assert!(table.asked.iter().all(|i| trained.contains(i)), "{name}");
+            }
+            _ => assert_eq!(table.asked, trained, "{name}"),
+        }
         assert!(table.asked.len() < batch.n());
     }
 }
@@ -113,12 +176,12 @@ fn only_tokens_with_weight_are_asked_for() {
 #[test]
 fn zero_weights_give_zero_and_no_gradient() {
     let mut rng = Seed(5).rng();
-    let mut batch = Batch::from_rows(&rows(&mut rng));
-    batch.weights_n.fill(0.0);
-    // An infinite logit would turn a 0 × ∞ into NaN if it were looked at.
-    let logits = vec![f32::INFINITY; batch.n() * VOCAB];
     for (name, loss) in objectives() {
         let objective = loss.objective().unwrap();
+        let mut batch = Batch::from_rows(&units(&mut rng, objective.unit()));
+        batch.weights_n.fill(0.0);
+        // An infinite logit would turn a 0 × ∞ into NaN if it were looked at.
+        let logits = vec![f32::INFINITY; batch.n() * VOCAB];
         let (terms, table) = run(objective, &logits, &batch);
         assert_eq!(terms.sum.to_scalar::<f32>().unwrap(), 0.0, "{name}");
         assert_eq!(objective.normaliser(&[&batch]), 0.0, "{name}");
@@ -130,11 +193,11 @@ fn zero_weights_give_zero_and_no_gradient() {
 #[test]
 fn splitting_a_batch_changes_nothing() {
     let mut rng = Seed(6).rng();
-    let rows = rows(&mut rng);
-    let whole = Batch::from_rows(&rows);
-    let logits = logits(&mut rng, whole.n());
     for (name, loss) in objectives() {
         let objective = loss.objective().unwrap();
+        let rows = units(&mut rng, objective.unit());
+        let whole = Batch::from_rows(&rows);
+        let logits = logits(&mut rng, whole.n());
         let step = |batches: &[Batch]| {
             let (mut sum, mut grad, mut done) = (0.0, Vec::new(), 0);
             let by = objective.normaliser(&batches.iter().collect::<Vec<_>>());
@@ -150,8 +213,9 @@ fn splitting_a_batch_changes_nothing() {
         };
         let (want, want_grad) = step(std::slice::from_ref(&whole));
         for cuts in [vec![0, 1, 4], vec![0, 3, 4], vec![0, 1, 2, 3, 4]] {
-            let parts: Vec<Batch> =
-                cuts.windows(2).map(|c| Batch::from_rows(&rows[c[0]..c[1]])).collect();
+            let unit = objective.unit().rows();
+            let part = |c: &[usize]| Batch::from_rows(&rows[c[0] * unit..c[1] * unit]);
+            let parts: Vec<Batch> = cuts.windows(2).map(part).collect();
             let (got, got_grad) = step(&parts);
             assert!((got - want).abs() < 1e-6, "{name} {cuts:?}: {got} {want}");
             let apart = got_grad.iter().zip(&want_grad).map(|(a, b)| (a - b).abs());
@@ -163,10 +227,10 @@ fn splitting_a_batch_changes_nothing() {
 #[test]
 fn the_gradient_agrees_with_finite_differences() {
     let mut rng = Seed(7).rng();
-    let batch = Batch::from_rows(&rows(&mut rng));
-    let logits = logits(&mut rng, batch.n());
     for (name, loss) in objectives() {
         let objective = loss.objective().unwrap();
+        let batch = Batch::from_rows(&units(&mut rng, objective.unit()));
+        let logits = logits(&mut rng, batch.n());
         let (terms, table) = run(objective, &logits, &batch);
         let grad = gradient(&terms.sum.backward().unwrap(), &table);
         let at = |j: usize, by: f32| {
@@ -175,14 +239,85 @@ fn the_gradient_agrees_with_finite_differences() {
             f64::from(run(objective, &moved, &batch).0.sum.to_scalar::<f32>().unwrap())
         };
         for j in (0..logits.len()).step_by(5) {
+            if of_reference(&batch, objective.unit(), j / VOCAB) {
+                assert_eq!(grad[j], 0.0, "{name} {j}: a reference has a gradient");
+                continue;
+            }
             let slope = (at(j, 0.05) - at(j, -0.05)) / 0.1;
             assert!((slope - f64::from(grad[j])).abs() < 2e-3, "{name} {j}: {slope} {}", grad[j]);
         }
     }
 }
 
+/// The paper's loss in plain tensor operations over all tokens at once, against any cut into pieces.
+#[test]
+fn alignment_is_the_papers_mean_over_target_tokens() {
+    let mut rng = Seed(8).rng();
+    // More target tokens than fit into one piece.
+    let long: Vec<Row> = (0..12).flat_map(|_| units(&mut rng, Unit::Phrasings)).collect();
+    let batch = Batch::from_rows(&long);
+    let logits = logits(&mut rng, batch.n());
+    let var = Var::from_slice(&logits, (batch.n(), VOCAB), &Device::Cpu).unwrap();
+    let trained = |of: usize| -> Vec<u32> {
+        let in_row = |row: usize| batch.rows.range(row).filter(|i| batch.weights_n[*i] != 0.0);
+        (of..batch.rows.b()).step_by(2).flat_map(in_row).map(|i| i as u32).collect()
+    };
+    let (reference, paraphrase) = (trained(0), trained(1));
+    assert!(paraphrase.len() > 128);
+    let pick = |index: &[u32]| {
+        let index = Tensor::from_slice(index, index.len(), &Device::Cpu).unwrap();
+        var.index_select(&index, 0).unwrap()
+    };
+    let targets: Vec<u32> = paraphrase.iter().map(|i| batch.targets_n[*i as usize]).collect();
+    let weights: Vec<f32> = paraphrase.iter().map(|i| batch.weights_n[*i as usize]).collect();
+    let both_m2 = naive_apart(&pick(&paraphrase), &targets, &pick(&reference).detach()).unwrap();
+    let align = Align { lambda_kl: 0.8, align_on: AlignOn::Logits };
+    let shares: Vec<f32> = weights.iter().flat_map(|w| [0.2 * w, 0.8 * w]).collect();
+    let shares_m2 = Tensor::from_vec(shares, (weights.len(), 2), &Device::Cpu).unwrap();
+    let want = (both_m2 * shares_m2).unwrap().sum_all().unwrap();
+    let want_grad = want.backward().unwrap().get(&var).unwrap().flatten_all().unwrap();
+
+    let (terms, table) = run(&align, &logits, &batch);
+    let (got, want) = (terms.sum.to_scalar::<f32>().unwrap(), want.to_scalar::<f32>().unwrap());
+    assert!((got - want).abs() < 1e-5 * want, "{got} {want}");
+    let total: f64 = weights.iter().map(|w| f64::from(*w)).sum();
+    assert!((align.normaliser(&[&batch]) - total).abs() < 1e-9 * total);
+    let parts: f64 = terms.logs.iter().zip([0.2, 0.8]).map(|(log, by)| by * log.sum).sum();
+    assert!((parts - f64::from(want)).abs() < 1e-4 * f64::from(want), "{:?}", terms.logs);
+    let grad = gradient(&terms.sum.backward().unwrap(), &table);
+    for (got, want) in grad.iter().zip(want_grad.to_vec1::<f32>().unwrap()) {
+        assert!((got - want).abs() < 1e-5, "{got} {want}");
+    }
+}
+
+#[test]
+fn a_phrasing_agrees_with_itself() {
+    let mut rng = Seed(9).rng();
+    let rows: Vec<Row> = rows(&mut rng).into_iter().flat_map(|row| [row.clone(), row]).collect();
+    let batch = Batch::from_rows(&rows);
+    // The same logits for both rows of a pair.
+    let mut same = Vec::new();
+    for row in (0..batch.rows.b()).step_by(2) {
+        let one = logits(&mut rng, batch.rows.range(row).len());
+        same.extend([one.clone(), one].concat());
+    }
+    for (align_on, within) in [(AlignOn::Logits, 0.0), (AlignOn::Hidden, 1e-5)] {
+        let (terms, table) = run(&Align { lambda_kl: 1.0, align_on }, &same, &batch);
+        assert!(terms.sum.to_scalar::<f32>().unwrap().abs() <= within);
+        let grad = gradient(&terms.sum.backward().unwrap(), &table);
+        assert!(grad.iter().all(|g| g.abs() <= within), "{align_on:?}: {grad:?}");
+    }
+}
+
 #[test]
 fn a_recipe_names_the_objective_by_its_key() {
+    let align: Loss = toml::from_str("[align]\nalign_on = \"hidden\"").unwrap();
+    assert_eq!(align.align, Some(Align { lambda_kl: 0.8, align_on: AlignOn::Hidden }));
+    let beyond: Loss = toml::from_str("[align]\nlambda_kl = 2.0").unwrap();
+    let error = beyond.objective().err().unwrap().to_string();
+    assert!(error.contains("lambda_kl"), "{error}");
+    let both: Loss = toml::from_str("[align]\n[nll]").unwrap();
+    assert!(both.objective().err().unwrap().to_string().contains("2 objectives"));
     let loss: Loss = toml::from_str("[nll]\nnormaliser = \"sequence\"").unwrap();
     assert_eq!(loss.nll, Some(Nll { normaliser: Normaliser::Sequence }));
     assert_eq!(toml::from_str::<Loss>(&toml::to_string(&loss).unwrap()).unwrap(), loss);

@@ -6,7 +6,9 @@
 use std::sync::Arc;
 
 use candle_core::{Tensor, Var};
-use luthier_core::{Affine, Ctx, Error, Found, Model, Result, SiteId, SiteKind, SiteMap, Taped};
+use luthier_core::{
+    Affine, Ctx, Error, Found, Model, Result, Rotary, SiteId, SiteKind, SiteMap, Taped,
+};
 use luthier_kernels::{
     Heads, Rotation, attend, attend_cached, attention, head_logp, rotate, swiglu,
 };
@@ -103,6 +105,10 @@ impl Decoder {
         &self.config
     }
 
+    fn rotates(&self, layer: usize) -> bool {
+        !self.config.no_rope_layers.get(layer).copied().unwrap_or(false)
+    }
+
     fn angles(&self, ctx: &mut Ctx) -> Arc<Vec<f32>> {
         let table = || self.rotation.table(&ctx.rows.positions_n);
         ctx.angles.get_or_insert_with(table).clone()
@@ -138,7 +144,7 @@ impl Decoder {
             q = self.head_norm(q_norm, &q, ctx)?;
             k = self.head_norm(k_norm, &k, ctx)?;
         }
-        if !self.config.no_rope_layers.get(l).copied().unwrap_or(false) {
+        if self.rotates(l) {
             let (table, e) = (self.angles(ctx), self.config.head_dim);
             q = rotate(&q, &table, e)?;
             k = rotate(&k, &table, e)?;
@@ -305,6 +311,11 @@ impl Model for Decoder {
         }
         let name = &self.sites.info(site).name;
         Err(Error::failed(name, "this site has no weights"))
+    }
+
+    fn rotation(&self, layer: usize) -> Option<Rotary<'_>> {
+        let (inv_freq, factor) = self.rotation.parts();
+        self.rotates(layer).then_some(Rotary { inv_freq, factor })
     }
 
     fn learn(&self, sites: &[SiteId]) -> Result<luthier_core::Learned> {

@@ -149,6 +149,8 @@ pub struct Bound {
     pub policy: Policy,
     /// What learns, in a fixed order.
     pub params: Vec<Param>,
+    /// The form that each of them belongs to, as a recipe names it.
+    pub forms: Vec<&'static str>,
     /// How it was bound.
     pub form: Params,
 }
@@ -236,12 +238,13 @@ impl Params {
     /// The same with the variables of `scope`.
     pub fn bind_in(&self, model: &Arc<dyn Model>, mut scope: Scope) -> Result<Bound> {
         let form = self.clone().with_defaults();
-        let mut policy = Policy::plain(model.clone());
-        for (_, form) in form.named() {
+        let (mut policy, mut forms) = (Policy::plain(model.clone()), Vec::new());
+        for (key, form) in form.named() {
             policy = form.bind(policy, &mut scope)?;
+            forms.resize(scope.params().len(), key);
         }
         policy.hooks.virtual_tokens = form.virtual_tokens();
-        Ok(Bound { policy, params: scope.finish()?, form })
+        Ok(Bound { policy, params: scope.finish()?, forms, form })
     }
 }
 

@@ -1,7 +1,8 @@
 //! What PEFT has no file for, in two files of our own.
 //!
 //! - `luthier_adapter.json`: `version`, `base` (`name`, `sha256` of its weights) and `params`, the
-//!   recipe's table `[train.params]`, which says how the tensors are bound;
+//!   recipe's table `[train.params]`, which says how the tensors are bound; what was measured for it
+//!   (EVA's ranks) is written out;
 //! - `luthier_adapter.safetensors`: every variable under its name, f32. A variable of which only
 //!   chosen entries learned is two tensors: `NAME.positions` (u32, each the distance from the one
 //!   before, the first from 0) and `NAME.differences` (f32, what is added to the base there).
@@ -25,14 +26,8 @@ pub const WEIGHTS: &str = "luthier_adapter.safetensors";
 #[derive(Serialize, Deserialize)]
 struct Config {
     version: String,
-    base: ConfigBase,
+    base: Base,
     params: Params,
-}
-
-#[derive(Serialize, Deserialize)]
-struct ConfigBase {
-    name: String,
-    sha256: Option<String>,
 }
 
 pub(crate) fn positions(name: &str) -> String {
@@ -66,13 +61,22 @@ pub fn save(
     }
     let config = Config {
         version: env!("CARGO_PKG_VERSION").into(),
-        base: ConfigBase { name: base.name.clone(), sha256: base.sha256.clone() },
-        params: bound.form.clone(),
+        base: base.clone(),
+        params: settled(bound)?,
     };
     let (weights, about) = (dir.join(WEIGHTS), dir.join(CONFIG));
     state.save(&weights, &[("format", "luthier")])?;
     io::write_json(&about, &config)?;
     Ok(vec![about, weights])
+}
+
+/// The table that binds the same without a measurement.
+fn settled(bound: &Bound) -> Result<Params> {
+    let mut form = bound.form.clone();
+    if let Some(lora) = form.lora.take() {
+        form.lora = Some(lora.settled(bound)?);
+    }
+    Ok(form)
 }
 
 /// Binds what [`save`] wrote. Its variables can be trained further.
@@ -83,15 +87,7 @@ pub fn load(
     exact: Option<Exact>,
 ) -> Result<Bound> {
     let config: Config = io::read_json(&dir.join(CONFIG))?;
-    if let (Some(theirs), Some(ours)) = (&config.base.sha256, base_sha256)
-        && theirs != ours
-    {
-        let what = format!(
-            "was trained on another base model: expected weights with SHA-256 {theirs}, got {ours}"
-        );
-        return Err(Error::input(dir.display().to_string(), what)
-            .hint(format!("its base is {}", config.base.name)));
-    }
+    config.base.check(dir, base_sha256)?;
     let weights = dir.join(WEIGHTS);
     let mut scope = Scope::given(StateDict::load(&weights)?);
     if let Some(exact) = exact {

@@ -9,11 +9,15 @@
 //! | `IA3` | `ia3`, with `full` and `ln_tuning` |
 //! | `LN_TUNING` | `ln_tuning`, with `full` |
 //! | `TRAINABLE_TOKENS` | `tokens` |
+//! | `PROMPT_TUNING`, `PREFIX_TUNING` | `prompt` |
 //!
 //! PiSSA and OLoRA are written as PEFT's own conversion does: a plain LoRA of twice the rank that
 //! needs no changed base. They are read either way.
 
+use std::path::Path;
+
 use luthier_core::{Error, Result, SiteInfo};
+use serde::{Deserialize, Serialize};
 
 use crate::{Params, form::full::Parts};
 
@@ -24,11 +28,14 @@ mod ln_tuning;
 mod load;
 mod lora;
 mod modules;
+mod patterns;
+mod prompt;
 mod save;
 mod tokens;
 mod whole;
 
 pub use load::load;
+pub use patterns::Patterns;
 pub use save::save;
 
 /// Configuration file of an adapter folder.
@@ -39,12 +46,27 @@ pub const WEIGHTS: &str = "adapter_model.safetensors";
 const PREFIX: &str = "base_model.model.";
 
 /// The model an adapter belongs to.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Base {
     /// Hub id, built-in name or path, as others should load it.
     pub name: String,
     /// Hash of its weights, when known.
     pub sha256: Option<String>,
+}
+
+impl Base {
+    /// Refuses the adapter in `dir` on another model than this one, if both hashes are known.
+    pub(crate) fn check(&self, dir: &Path, sha256: Option<&str>) -> Result<()> {
+        let Some((theirs, ours)) = self.sha256.as_deref().zip(sha256) else { return Ok(()) };
+        if theirs == ours {
+            return Ok(());
+        }
+        let what = format!(
+            "was trained on another base model: expected weights with SHA-256 {theirs}, got {ours}"
+        );
+        let name = if self.name.is_empty() { "not recorded" } else { &self.name };
+        Err(Error::input(dir.display().to_string(), what).hint(format!("its base is {name}")))
+    }
 }
 
 /// Whether one of PEFT's files can hold all that these forms learn.
@@ -62,6 +84,7 @@ pub(crate) fn holds(params: &Params) -> bool {
         || has("ia3") && only(&["ia3", "full", "ln_tuning"])
         || has("ln_tuning") && only(&["ln_tuning", "full"])
         || has("tokens") && only(&["tokens"])
+        || has("prompt") && only(&["prompt"])
 }
 
 /// The Hugging Face module of a site.

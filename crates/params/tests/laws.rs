@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor, Var};
 use luthier_core::{
-    Affine, Ctx, Model, Param, Policy, Result, Rows, Seed, SiteKind, model::gather_logp,
+    Affine, Ctx, Model, Param, Policy, Result, Rows, Seed, SiteKind, StateDict, model::gather_logp,
 };
-use luthier_params::{Bound, Globs, Lora, LoraInit, METHODS, Params, own, peft};
+use luthier_params::{Bound, Globs, Lora, LoraInit, METHODS, Params, Scope, own, peft};
 use luthier_testkit::{Fake, Shape, assert_close, assert_gradients, assert_same_bits};
 
 const IDS: [u32; 9] = [3, 1, 4, 1, 5, 9, 2, 6, 5];
@@ -289,6 +289,53 @@ fn chosen_entries_are_saved_as_differences() {
     let other =
         luthier_params::load(dir.path(), &model(), Some("2"), None).map(|_| ()).unwrap_err();
     assert!(other.to_string().contains("was trained on another base model"), "{other}");
+}
+
+/// EVA's ranks are measured; what is saved binds without that.
+#[test]
+fn ranks_that_were_measured_are_saved_in_files_of_our_own() {
+    let params = params(
+        "[ssf]\nat = \"layers.**\"\n[lora]\nr = 3\nalpha = 7\ninit = \"eva\"\neva = { rho = 1.5 }\n\
+         at = \"layers.*.{attn.v,mlp.*}\"\nexclude = \"layers.0.mlp.down\"",
+    );
+    assert_eq!(params.kept(), luthier_params::Kept::Own);
+    let mut found = StateDict::default();
+    for site in model().sites().iter() {
+        let Some((i, _)) = site.linear() else { continue };
+        let mut rng = Seed(3).split(&site.name).rng();
+        let rows: Vec<f32> = (0..4 * i).map(|_| rng.normal() as f32).collect();
+        let by = match site.name.as_str() {
+            "layers.1.mlp.up" => 1e-4,
+            name if name.ends_with(".v") => 1.0,
+            _ => 0.1,
+        };
+        let ratio = Tensor::new(&[by, 0.9 * by, 0.8 * by, 0.7f32 * by], &Device::Cpu).unwrap();
+        let rows = Tensor::from_vec(rows, (4, i), &Device::Cpu).unwrap();
+        found.insert(format!("{}.components", site.name), rows);
+        found.insert(format!("{}.ratio", site.name), ratio);
+    }
+    let bound = params.bind_in(&model(), Scope::new(Seed(1)).with_measured(found)).unwrap();
+    let rank = |bound: &Bound, site: &str| {
+        bound.var(&format!("layers.{site}.lora_A")).map_or(0, |a| a.dims()[0])
+    };
+    let sites = ["0.attn.v", "0.mlp.up", "0.mlp.down", "1.attn.v", "1.mlp.up", "1.mlp.down"];
+    assert_eq!(sites.map(|site| rank(&bound, site)), [4, 4, 0, 4, 0, 3]);
+    shake(&bound);
+    let (dir, again) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let base = peft::Base { name: "b".into(), sha256: Some("1".into()) };
+    let exact = |name: &str| panic!("{name} is not a masked weight");
+    own::save(dir.path(), &bound, &base, &exact).unwrap();
+    let back = luthier_params::load(dir.path(), &model(), Some("1"), None).unwrap();
+    let names = |bound: &Bound| -> Vec<String> {
+        bound.params.iter().map(|p| format!("{} {:?}", p.name, p.var.dims())).collect()
+    };
+    assert_eq!(names(&back), names(&bound));
+    assert_same_bits("loaded", &logits(&back.policy), &logits(&bound.policy));
+    own::save(again.path(), &back, &base, &exact).unwrap();
+    for file in [own::CONFIG, own::WEIGHTS] {
+        let bytes = |dir: &tempfile::TempDir| std::fs::read(dir.path().join(file)).unwrap();
+        assert!(bytes(&dir) == bytes(&again), "{file}");
+    }
 }
 
 #[test]

@@ -197,8 +197,11 @@ fn adapters_that_mean_something_else_are_refused_by_their_key() {
     };
     refused(&[("peft_type", json!("ADALORA"))], "adapter_config.json: peft_type");
     refused(&[("peft_type", json!("ADALORA"))], "convert_to_lora");
-    refused(&[("peft_type", json!("PROMPT_TUNING"))], "run it with PEFT");
-    refused(&[("peft_type", json!(null))], "expected LORA, IA3, LN_TUNING or TRAINABLE_TOKENS");
+    refused(&[("peft_type", json!("P_TUNING"))], "run it with PEFT");
+    refused(
+        &[("peft_type", json!(null))],
+        "expected LORA, IA3, LN_TUNING, TRAINABLE_TOKENS, PROMPT_TUNING or PREFIX_TUNING",
+    );
     refused(&[("peft_type", json!("IA3"))], "lora_A.weight: is not part of an IA3 adapter");
     refused(&[("use_dora", json!(true))], "lora_magnitude_vector: is missing");
     refused(&[("use_qalora", json!(true))], "use_qalora: true is not supported");

@@ -3,21 +3,23 @@
 #[allow(dead_code, reason = "every test file uses a part of it")]
 mod whole;
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use candle_core::{Device, Tensor};
 use luthier_core::{
-    Batch, Cache, Ctx, Model, Policy, Rows, Seed, SiteKind, SiteMap, StateDict, model::gather_logp,
+    Batch, Cache, Ctx, Model, Policy, Rotary, Rows, Seed, SiteKind, SiteMap, StateDict,
+    model::gather_logp,
 };
 use luthier_params::{
     Bound, Params, Prompt, PromptInit, PromptKind, Scope,
     form::prompt::{
-        peft::{PROMPT, TENSOR, Turn, prefix_from_peft, prefix_to_peft},
+        peft::{PROMPT, TENSOR, prefix_from_peft, prefix_to_peft},
         prefix_sites,
     },
+    peft,
 };
 use luthier_testkit::{
-    Fake, Shape, assert_close, assert_gradients, assert_same_bits, batch, load_tensors,
+    Fake, Shape, assert_close, assert_gradients, assert_same_bits, batch, golden, load_tensors,
 };
 use whole::{Bare, PICO, SMALL, Sizes, Whole, logits, shake, vars};
 
@@ -209,7 +211,7 @@ fn prompts_and_prefixes_of_peft_compute_what_they_computed_there() {
         let file = load_tensors(format!("prompts/{name}/adapter_model.safetensors"));
         let theirs = file.get(TENSOR).unwrap();
         let (inv_freq, factor) = whole.turn.clone();
-        let turn = |_| Some(Turn { inv_freq: &inv_freq, factor });
+        let turn = |_| Some(Rotary { inv_freq: &inv_freq, factor });
         let model: Arc<dyn Model> = Arc::new(whole);
         let sites = model.sites();
         let (virtuals, _) = theirs.dims2().unwrap();
@@ -238,7 +240,7 @@ fn prompts_and_prefixes_of_peft_compute_what_they_computed_there() {
             // Rotation is its own transpose's inverse, so gradients turn like keys, but that a factor
             // divides where it multiplied.
             PromptKind::Prefix => {
-                let turn = |_| Some(Turn { inv_freq: &inv_freq, factor: 1.0 / factor });
+                let turn = |_| Some(Rotary { inv_freq: &inv_freq, factor: 1.0 / factor });
                 prefix_to_peft(of, &prefix_sites(sites, 2).unwrap(), turn).unwrap()
             }
         };
@@ -250,6 +252,48 @@ fn prompts_and_prefixes_of_peft_compute_what_they_computed_there() {
             assert_close(name, &back, theirs, 1e-6, 1e-6);
         }
     }
+}
+
+#[test]
+fn folders_of_peft_are_read_and_written_as_peft_writes_them() {
+    for name in ["prompt", "prefix", "prefix-qwen3", "prefix-yarn"] {
+        let (whole, want) = recorded(name);
+        let (model, theirs): (Arc<dyn Model>, _) =
+            (Arc::new(whole), golden(format!("prompts/{name}")));
+        let bound = peft::load(&theirs, &model, None).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let config = |dir: &Path| -> serde_json::Value {
+            luthier_core::io::read_json(&dir.join(peft::CONFIG)).unwrap()
+        };
+        let virtuals = bound.policy.hooks.virtual_tokens;
+        assert_eq!(config(&theirs)["num_virtual_tokens"], virtuals);
+        let batch = batch(&want, "");
+        let (ids, rows, real) = with_placeholders(&batch, virtuals);
+        let got = logits(&bound.policy, &ids, &rows).index_select(&real, 0).unwrap();
+        assert_close(name, &got, want.get("logits_nv").unwrap(), 1e-5, 1e-5);
+
+        let ours = tempfile::tempdir().unwrap();
+        let base = config(&theirs)["base_model_name_or_path"].as_str().unwrap().to_string();
+        let base = peft::Base { name: base, sha256: None };
+        peft::save(ours.path(), &bound, model.sites(), &base).unwrap();
+        let file = |dir: &Path| StateDict::load(&dir.join(peft::WEIGHTS)).unwrap();
+        let (written, read) = (file(ours.path()), file(&theirs));
+        assert_eq!((written.len(), read.len()), (1, 1));
+        assert_close(name, written.get(TENSOR).unwrap(), read.get(TENSOR).unwrap(), 1e-6, 1e-6);
+        let mut written = config(ours.path());
+        written.as_object_mut().unwrap().remove("luthier").unwrap();
+        assert_eq!(written, config(&theirs));
+    }
+    let (whole, _) = recorded("prompt");
+    let model: Arc<dyn Model> = Arc::new(whole);
+    let dir = tempfile::tempdir().unwrap();
+    for file in [peft::CONFIG, peft::WEIGHTS] {
+        std::fs::copy(golden("prompts/prompt").join(file), dir.path().join(file)).unwrap();
+    }
+    let text = std::fs::read_to_string(dir.path().join(peft::CONFIG)).unwrap();
+    let text = text.replace("\"num_virtual_tokens\": 5", "\"num_virtual_tokens\": 4");
+    std::fs::write(dir.path().join(peft::CONFIG), text).unwrap();
+    let error = peft::load(dir.path(), &model, None).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("num_virtual_tokens: is 4, but the file has 5"), "{error}");
 }
 
 #[test]

@@ -5,12 +5,14 @@ pub mod components;
 pub mod delta;
 pub mod fisher;
 pub mod metric;
+pub mod phrasing;
 pub mod stats;
 
 pub use capture::Capture;
 pub use components::Components;
 pub use fisher::Fisher;
 pub use metric::{Kind, Metric, Verdict};
+pub use phrasing::{PhrasingReport, Scoring};
 pub use stats::{Bootstrap, Comparison, Score};
 
 pub use luthier_core::Method;
@@ -28,5 +30,10 @@ pub const METHODS: &[Method] = &[
         name: "components",
         about: "directions in which the inputs of linear sites vary, and how much",
     },
+    Method::of(
+        20,
+        "phrasing",
+        "accuracy over phrasings of an instruction: mean, spread and gap of those seen in tuning and others",
+    ),
     Method::usual("fisher", "how much the likelihood of data hangs on each parameter"),
 ];

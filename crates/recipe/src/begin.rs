@@ -1,12 +1,12 @@
 //! What forms must know before they begin: measured on the training data, or read from the file.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
-use luthier_core::{Batch, Error, Policy, Result, Row, StateDict};
+use luthier_core::{Batch, Error, Model, Policy, Result, Row, StateDict};
 use luthier_data::Plan;
 use luthier_kernels::tensor;
 use luthier_params::Lora;
-use luthier_probe::Components;
+use luthier_probe::{Components, components::Found};
 use luthier_train::Train;
 
 use crate::open::Opened;
@@ -14,16 +14,30 @@ use crate::open::Opened;
 /// What the forms of `config` ask for; empty for most of them.
 pub fn measured(config: &Train, opened: &Opened, rows: &[Row], plan: &Plan) -> Result<StateDict> {
     match &config.params.lora {
-        Some(lora) if lora.needs_activations() => directions(lora, opened, rows, plan),
+        Some(lora) if lora.needs_activations() => {
+            let found = directions(lora, &opened.model, rows, plan)?;
+            tracing::info!(
+                "measured the inputs of {} sites on {} batches; {} had not settled",
+                found.ranks.len(),
+                found.batches,
+                found.unconverged.len()
+            );
+            Ok(found.state)
+        }
         Some(lora) if lora.needs_weights() => weights(lora, opened),
         _ => Ok(StateDict::default()),
     }
 }
 
 /// The main directions of the inputs of every adapted site, on the steps of the first epoch.
-fn directions(lora: &Lora, opened: &Opened, rows: &[Row], plan: &Plan) -> Result<StateDict> {
+pub fn directions(
+    lora: &Lora,
+    model: &Arc<dyn Model>,
+    rows: &[Row],
+    plan: &Plan,
+) -> Result<Found> {
     let eva = &lora.eva;
-    let targets = lora.targets(opened.model.sites())?;
+    let targets = lora.targets(model.sites())?;
     let linear = targets.iter().filter(|t| t.site.linear().is_some());
     let wanted: BTreeMap<String, usize> =
         linear.map(|t| (t.site.name.clone(), eva.components(t.r))).collect();
@@ -36,14 +50,7 @@ fn directions(lora: &Lora, opened: &Opened, rows: &[Row], plan: &Plan) -> Result
     let step = |step: &Vec<usize>| Batch::from_rows(step.iter().map(|row| &rows[*row]));
     let batches: Vec<Batch> = plan.epoch(0).iter().take(probe.svd_batches_max).map(step).collect();
     let allot = |ratios: &BTreeMap<String, Vec<f64>>| eva.ranks(&targets, ratios);
-    let found = probe.find(&Policy::plain(opened.model.clone()), &batches, &wanted, &allot)?;
-    tracing::info!(
-        "measured the inputs of {} sites on {} batches; {} had not settled",
-        wanted.len(),
-        found.batches,
-        found.unconverged.len()
-    );
-    Ok(found.state)
+    probe.find(&Policy::plain(model.clone()), &batches, &wanted, &allot)
 }
 
 /// The weights of every adapted site as the file has them.

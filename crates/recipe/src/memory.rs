@@ -67,7 +67,7 @@ pub fn plan(
     // Tokens and trained tokens of the largest pass.
     let mut largest = (0, 0);
     for step in plan.epoch(0) {
-        for pass in micro_batches(&step, rows, config.micro_tokens()) {
+        for pass in micro_batches(&step, rows, config.micro_tokens(), plan.unit) {
             let tokens = pass.iter().map(|i| rows[*i].len() as u64).sum();
             let trained = pass.iter().map(|i| rows[*i].trained() as u64).sum();
             largest = largest.max((tokens, trained));

@@ -38,6 +38,7 @@ pub const RECIPES: &[(&str, &str)] = recipes![
     "recipes/lora/qlora.toml",
     "recipes/lora/qlora_nf4.toml",
     "recipes/lora/rslora.toml",
+    "recipes/adapter/align.toml",
     "recipes/adapter/bias.toml",
     "recipes/adapter/bottleneck.toml",
     "recipes/adapter/compacter.toml",

@@ -21,10 +21,12 @@ pub struct Plan {
     pub train: Counts,
     /// Evaluation data.
     pub eval: Option<Counts>,
-    /// What learns, by kind of site.
+    /// What learns, by form and kind of site.
     pub params: Vec<Group>,
     /// Numbers that learn.
     pub trainable: u64,
+    /// Whether what learns is chosen among them as training goes on.
+    pub chooses: bool,
     /// Optimizer steps.
     pub steps: usize,
     /// Tokens read over all epochs.
@@ -56,30 +58,74 @@ pub struct ModelFacts {
     pub sha256: String,
 }
 
-/// Variables of like name in all layers.
+/// Variables of a form with like names in all layers.
 #[derive(Clone, Debug, Serialize)]
 pub struct Group {
+    /// The form, as the recipe names it.
+    pub form: &'static str,
     /// `layers.*.attn.q.lora_A`.
     pub name: String,
-    /// How many variables.
+    /// How many variables, each at a site of its own.
     pub variables: usize,
     /// How many numbers.
     pub count: u64,
+    /// Their share of the model's parameters.
+    pub share: f64,
+    /// The lowest and the highest learning rate among them, before the schedule.
+    pub learning_rate: [f64; 2],
+}
+
+impl Group {
+    fn row(&self) -> [String; 5] {
+        let [low, high] = self.learning_rate;
+        let rate =
+            if low == high { rate(low) } else { format!("{} … {}", rate(low), rate(high)) };
+        let name = format!("{} ×{}", self.name, self.variables);
+        let share = format!("{:.3} %", 100.0 * self.share);
+        [self.form.to_string(), name, grouped(self.count), share, rate]
+    }
+}
+
+/// A learning rate in as few digits as tell it.
+fn rate(x: f64) -> String {
+    let rounded: f64 = format!("{x:.2e}").parse().unwrap_or(x);
+    format!("{rounded:e}")
+}
+
+fn groups(stage: &Stage) -> Result<Vec<Group>> {
+    let Stage { bound, config, opened, .. } = stage;
+    let rates = config.update.clone().with_defaults().rates(&bound.params, &stage.start())?;
+    let mut groups: Vec<Group> = Vec::new();
+    for ((param, form), rates) in bound.params.iter().zip(&bound.forms).zip(rates) {
+        let (name, count, rate) = (like(&param.name), param.count() as u64, rates.learning_rate);
+        let at = match groups.iter().position(|g| g.name == name && g.form == *form) {
+            Some(at) => at,
+            None => {
+                let learning_rate = [rate, rate];
+                groups.push(Group {
+                    form,
+                    name,
+                    variables: 0,
+                    count: 0,
+                    share: 0.0,
+                    learning_rate,
+                });
+                groups.len() - 1
+            }
+        };
+        let group = &mut groups[at];
+        let [low, high] = group.learning_rate;
+        group.variables += 1;
+        group.count += count;
+        group.share = group.count as f64 / opened.parameters.max(1) as f64;
+        group.learning_rate = [low.min(rate), high.max(rate)];
+    }
+    Ok(groups)
 }
 
 /// Plans a stage; runs one forward and backward pass (no update) to time it.
 pub fn plan(stage: &Stage) -> Result<Plan> {
-    let mut params: Vec<Group> = Vec::new();
-    for param in &stage.bound.params {
-        let (like, count) = (like(&param.name), param.count() as u64);
-        match params.iter_mut().find(|g| g.name == like) {
-            Some(group) => {
-                group.variables += 1;
-                group.count += count;
-            }
-            None => params.push(Group { name: like, variables: 1, count }),
-        }
-    }
+    let params = groups(stage)?;
     let (mut steps, mut tokens) = (0, 0);
     for round in 0..stage.rounds() {
         let order = |epoch| stage.order(round, epoch);
@@ -100,6 +146,7 @@ pub fn plan(stage: &Stage) -> Result<Plan> {
         eval: stage.eval.as_ref().map(|e| e.counts()),
         trainable: params.iter().map(|g| g.count).sum(),
         params,
+        chooses: stage.bound.form.choice()?.is_some(),
         steps: steps as usize,
         tokens,
         precision: precision::name(stage.opened.precision),
@@ -128,7 +175,7 @@ fn probe(stage: &Stage) -> Result<f64> {
     };
     let (rows, micro) = (&stage.train.rows, stage.config.micro_tokens());
     let all = stage.plan.epoch(0);
-    let all = all.iter().flat_map(|step| run::passes(step, rows, micro));
+    let all = all.iter().flat_map(|step| run::passes(step, rows, micro, stage.plan.unit));
     all.max_by_key(luthier_core::Batch::n).map_or(Ok(0.0), |largest| step.time(&largest))
 }
 
@@ -199,13 +246,17 @@ impl Plan {
             grouped(self.trainable),
             100.0 * self.trainable as f64 / self.model.parameters as f64
         ));
-        for group in &self.params {
-            line(format!(
-                "│             {:<40} ×{:<4} {:>12}",
-                group.name,
-                group.variables,
-                grouped(group.count)
-            ));
+        if self.chooses {
+            line("│             among these, as training goes on:".to_string());
+        }
+        let head = ["form", "sites", "numbers", "share", "learning rate"].map(str::to_string);
+        let rows: Vec<_> =
+            std::iter::once(head).chain(self.params.iter().map(Group::row)).collect();
+        let width = |i: usize| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0);
+        let [form, name, count, share, _] = std::array::from_fn(width);
+        for [a, b, c, d, e] in &rows {
+            let row = format!("{a:<form$}  {b:<name$}  {c:>count$}  {d:>share$}  {e}");
+            line(format!("│             {row}"));
         }
         line(format!(
             "├─ work       {} steps, {} tokens; activations {}, products in {}",

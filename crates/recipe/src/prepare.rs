@@ -4,13 +4,17 @@ use std::path::PathBuf;
 
 use luthier_core::{Error, Result, Row, Seed, Table};
 use luthier_data::{Chain, CutTable, choose::split::split, read_many, transform::overlength};
+use luthier_loss::Unit;
 use luthier_model::{
     Tokenizer,
     render::{RenderOptions, Rendered, render_table},
 };
 use serde::Serialize;
 
-use crate::schema::{Data, Paths};
+use crate::{
+    phrasings,
+    schema::{Data, Paths},
+};
 
 /// Rows of one role, with the table they came from.
 pub struct Prepared {
@@ -73,18 +77,35 @@ pub fn table(paths: &Paths, data: &Data) -> Result<Table> {
     read_many(&paths, &data.read)
 }
 
-/// Renders and applies the over-length policy.
-pub fn prepare(table: Table, data: &Data, tokenizer: &Tokenizer) -> Result<Prepared> {
-    one_answer(&table)?;
+/// All rows of a table, those that the objective looks at together side by side.
+pub fn render(
+    table: &Table,
+    data: &Data,
+    tokenizer: &Tokenizer,
+    unit: Unit,
+) -> Result<Vec<Rendered>> {
     let options = RenderOptions { loss_on: data.loss_on };
-    let rendered = render_table(&table, tokenizer, &options)?;
+    match unit {
+        Unit::Row => render_table(table, tokenizer, &options),
+        Unit::Phrasings => phrasings::render(table, tokenizer, &options),
+    }
+}
+
+/// Renders and applies the over-length policy.
+pub fn prepare(table: Table, data: &Data, tokenizer: &Tokenizer, unit: Unit) -> Result<Prepared> {
+    one_answer(&table)?;
+    let rendered = render(&table, data, tokenizer, unit)?;
     let rows: Vec<Row> = rendered.into_iter().map(|r: Rendered| r.row).collect();
     let origin = |example: usize| match table.examples.get(example) {
         Some(example) => example.origin.to_string(),
         None => format!("example {example}"),
     };
     let eos = |id: u32| tokenizer.eos_ids().contains(&id);
-    let (rows, cut) = overlength::apply(data.overlength, data.max_length, rows, eos, origin)?;
+    let (mut rows, mut cut) =
+        overlength::apply(data.overlength, data.max_length, rows, eos, origin)?;
+    if unit == Unit::Phrasings {
+        rows = phrasings::whole(rows, &mut cut, origin)?;
+    }
     if rows.is_empty() {
         return Err(Error::input(&table.name, "no row is left to work on")
             .hint("raise data.max_length or choose another data.overlength"));
@@ -110,6 +131,7 @@ pub fn both(
     data: &Data,
     tokenizer: &Tokenizer,
     seed: Seed,
+    unit: Unit,
 ) -> Result<(Prepared, Option<Prepared>)> {
     let Some(train) = &data.train else {
         return Err(Error::input("data.train", "missing: nothing to train on")
@@ -128,6 +150,6 @@ pub fn both(
         }
         None => (whole, None),
     };
-    let eval = eval.map(|table| prepare(table, data, tokenizer)).transpose()?;
-    Ok((prepare(train, data, tokenizer)?, eval))
+    let eval = eval.map(|table| prepare(table, data, tokenizer, unit)).transpose()?;
+    Ok((prepare(train, data, tokenizer, unit)?, eval))
 }

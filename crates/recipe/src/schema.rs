@@ -94,6 +94,8 @@ pub struct Data {
     /// What is trained on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub train: Option<Paths>,
+    /// Whether its files are rounds of their own: the whole schedule runs on one after another.
+    pub sequential: bool,
     /// What the loss is evaluated on during training.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval: Option<Paths>,
@@ -115,6 +117,7 @@ impl Default for Data {
     fn default() -> Self {
         Data {
             train: None,
+            sequential: false,
             eval: None,
             eval_fraction: 0.0,
             // TRL's default; a longer row is an error here, not a silent cut.
@@ -174,6 +177,11 @@ impl Recipe {
         let eval = self.eval.as_mut().into_iter().flat_map(|e| [&mut e.data, &mut e.general]);
         for paths in [&mut self.data.train, &mut self.data.eval].into_iter().chain(eval).flatten() {
             paths.rebase(base);
+        }
+        if let Some(train) = &mut self.train {
+            train.continue_from.iter_mut().for_each(|from| *from = rebased(from, base));
+            let fisher = train.update.ewc.as_mut().and_then(|ewc| ewc.fisher.as_mut());
+            fisher.into_iter().for_each(|file| *file = base.join(&*file));
         }
         // A model may be a name or a hub id; it is a path only if something stands there.
         let local = base.join(&self.models.policy);

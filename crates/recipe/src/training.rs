@@ -26,6 +26,7 @@ use crate::{
     precision,
     prepare::{self, Prepared},
     schema::Recipe,
+    sequence::Sequence,
     text::Text,
 };
 
@@ -55,8 +56,10 @@ pub struct Stage {
     pub eval: Option<Prepared>,
     /// The policy and what learns.
     pub bound: Bound,
-    /// Steps of any epoch.
+    /// Steps of any epoch over all rows.
     pub plan: Plan,
+    /// Which rows a round reads.
+    sequence: Sequence,
     /// Whether block activations are kept.
     pub keep: bool,
     /// Estimated peak memory.
@@ -95,12 +98,14 @@ impl Stage {
     /// The same on a model that is already open.
     pub fn with(recipe: Recipe, config: Train, mut opened: Opened) -> Result<Self> {
         let seed = Seed(config.seed);
-        let (mut train, mut eval) = prepare::both(&recipe.data, &opened.tokenizer, seed)?;
+        let unit = config.loss.objective()?.unit();
+        let (mut train, mut eval) = prepare::both(&recipe.data, &opened.tokenizer, seed, unit)?;
         for row in train.rows.iter().chain(eval.iter().flat_map(|e| &e.rows)) {
             luthier_core::Batch::from_rows([row]).check_vocab(opened.model.vocab())?;
         }
         let mut plan = Plan {
             lengths: train.rows.iter().map(Row::len).collect(),
+            unit: unit.rows(),
             size: match (config.batch_size, config.batch_tokens) {
                 (Some(rows), _) => Size::Rows(rows),
                 (None, Some(tokens)) => Size::Tokens(tokens),
@@ -112,6 +117,10 @@ impl Stage {
                 (true, true) => Order::Grouped,
                 (true, false) => Order::Shuffled,
             },
+        };
+        let sequence = match recipe.data.sequential {
+            true => Sequence::files(&train, &config.params)?,
+            false => Sequence::whole(),
         };
         let measured = begin::measured(&config, &opened, &train.rows, &plan)?;
         let bound = bind(&config, &opened, seed, measured)?;
@@ -133,17 +142,18 @@ impl Stage {
             Some(file) => Some(StateDict::load(file)?),
             None => None,
         };
-        Ok(Stage { recipe, config, opened, train, eval, bound, plan, keep, memory, fisher })
+        Ok(Stage { recipe, config, opened, train, eval, bound, plan, sequence, keep, memory, fisher })
     }
 
     /// How often the schedule is run.
     pub fn rounds(&self) -> usize {
-        self.bound.form.rounds()
+        self.bound.form.rounds().max(self.sequence.rounds())
     }
 
     /// The steps of an epoch of a round: no two have the same order.
     pub fn order(&self, round: usize, epoch: usize) -> Vec<Vec<usize>> {
-        self.plan.epoch(round * self.config.epochs.ceil() as usize + epoch)
+        let epoch = round * self.config.epochs.ceil() as usize + epoch;
+        self.sequence.epoch(&self.plan, round, epoch)
     }
 
     /// What the update needs to know besides the variables.

@@ -12,8 +12,12 @@ use luthier_data::{Order, Plan, Size};
 use luthier_model::{decoder::parameters, pull};
 use luthier_params::Bound;
 use luthier_recipe::{Recipe, methods::RECIPES};
-use luthier_train::{Job, Outcome, Train};
+use luthier_train::{
+    Job, Outcome, Train,
+    log::{METRICS, metrics},
+};
 use luthier_update::Start;
+use serde_json::Value;
 use tracing::subscriber::{NoSubscriber, with_default};
 
 use crate::small::{Sizes, Small};
@@ -107,7 +111,19 @@ impl<'a> Lab<'a> {
 
     /// Trains what `bound` lets learn, without a word and without leaving a file.
     pub fn train(&self, bound: &Bound, rows: &[Row], config: &Train) -> Result<Outcome> {
-        let config = Train { logging_steps: u64::MAX, ..config.clone().with_defaults() };
+        let config = Train { logging_steps: u64::MAX, ..config.clone() };
+        Ok(self.logged(bound, rows, &[], &config)?.0)
+    }
+
+    /// The same with the log as `config` wants it, and evaluations on `eval` in it.
+    pub fn logged(
+        &self,
+        bound: &Bound,
+        rows: &[Row],
+        eval: &[Row],
+        config: &Train,
+    ) -> Result<(Outcome, Vec<Value>)> {
+        let config = config.clone().with_defaults();
         config.check()?;
         let (model, plan) = (bound.policy.model.as_ref(), order(rows, &config)?);
         let epochs = config.epochs.ceil() as usize;
@@ -123,7 +139,7 @@ impl<'a> Lab<'a> {
             bound,
             config: &config,
             train: rows,
-            eval: &[],
+            eval,
             rounds: bound.form.rounds(),
             order: &|round, epoch| plan.epoch(round * epochs + epoch),
             start: &start,
@@ -138,7 +154,8 @@ impl<'a> Lab<'a> {
             progress: false,
         };
         // What a form says once to a person, it would say here a hundred times.
-        with_default(NoSubscriber::new(), || luthier_train::run(&job))
+        let outcome = with_default(NoSubscriber::new(), || luthier_train::run(&job))?;
+        Ok((outcome, metrics::read(&out.path().join(METRICS))?))
     }
 }
 
@@ -157,9 +174,11 @@ impl Pretraining<'_> {
     }
 }
 
-fn order(rows: &[Row], config: &Train) -> Result<Plan> {
+/// Which rows make the steps.
+pub(crate) fn order(rows: &[Row], config: &Train) -> Result<Plan> {
     Ok(Plan {
         lengths: rows.iter().map(Row::len).collect(),
+        unit: config.loss.objective()?.unit().rows(),
         size: match (config.batch_size, config.batch_tokens) {
             (Some(rows), _) => Size::Rows(rows),
             (None, Some(tokens)) => Size::Tokens(tokens),

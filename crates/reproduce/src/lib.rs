@@ -17,8 +17,17 @@ pub mod small;
 pub mod stats;
 /// One file per paper.
 pub mod papers {
+    pub mod p07;
+    pub mod p10;
+    pub mod p16;
+    pub mod p20;
     pub mod p22;
     pub mod p28;
+    pub mod p29;
+    pub mod p42;
+    pub mod p47;
+    pub mod p54;
+    pub mod p69;
 }
 
 pub use claim::{Inequality, Limit};
@@ -45,7 +54,19 @@ pub struct Paper {
 }
 
 /// Every check, by the number of its paper.
-pub const PAPERS: &[Paper] = &[papers::p22::PAPER, papers::p28::PAPER];
+pub const PAPERS: &[Paper] = &[
+    papers::p07::PAPER,
+    papers::p10::PAPER,
+    papers::p16::PAPER,
+    papers::p20::PAPER,
+    papers::p22::PAPER,
+    papers::p28::PAPER,
+    papers::p29::PAPER,
+    papers::p42::PAPER,
+    papers::p47::PAPER,
+    papers::p54::PAPER,
+    papers::p69::PAPER,
+];
 
 /// What came of a check: exactly what `luthier reproduce NN --json` prints.
 #[derive(Clone, Debug, Serialize)]

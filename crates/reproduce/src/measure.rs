@@ -20,7 +20,7 @@ pub fn row(prompt: &[u32], answer: &[u32], example: usize) -> Row {
 pub fn right(policy: &Policy, rows: &[Row]) -> Result<Vec<bool>> {
     let all: Vec<usize> = (0..rows.len()).collect();
     let mut right = Vec::with_capacity(rows.len());
-    for pass in micro_batches(&all, rows, PASS) {
+    for pass in micro_batches(&all, rows, PASS, 1) {
         let batch = Batch::from_rows(pass.iter().map(|i| &rows[*i]));
         right.extend(threads::together(|| pass_right(policy, &batch))?);
     }

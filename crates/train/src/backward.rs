@@ -7,7 +7,7 @@
 //! bit of the result. Blocks below the lowest learned parameter get no backward at all.
 
 use candle_core::{Tensor, Var, backprop::GradStore};
-use luthier_core::{Batch, Ctx, Gradient, Head, Logits, Model, Param, Result, Seed, Tape};
+use luthier_core::{Batch, Ctx, Gradient, Head, Logits, Model, Param, Piece, Result, Seed, Tape};
 use luthier_loss::Log;
 use serde::{Deserialize, Serialize};
 
@@ -81,7 +81,9 @@ struct Tail<'a, 'c> {
     head: Head<'a, 'c>,
     /// Whether anything under the head learns.
     below: bool,
+    params: &'a [Param],
     taped: Vec<Taped>,
+    summed: Vec<Summed>,
 }
 
 /// Log-probabilities, the tokens they belong to, and the way back from them.
@@ -89,6 +91,14 @@ struct Taped {
     logp_m: Var,
     index_m: Vec<u32>,
     tape: Box<dyn Tape>,
+}
+
+/// A sum that was pulled back piece by piece as it was made: what remains is to scale the gradients.
+struct Summed {
+    sum: Var,
+    dh_nd: Option<Tensor>,
+    /// By variable.
+    learned: Vec<(Tensor, Tensor)>,
 }
 
 impl Logits for Tail<'_, '_> {
@@ -110,6 +120,49 @@ impl Logits for Tail<'_, '_> {
     fn logits(&mut self, index_m: &[u32]) -> Result<Tensor> {
         self.head.logits(index_m)
     }
+
+    fn hidden(&mut self, index_m: &[u32]) -> Result<Tensor> {
+        self.head.hidden(index_m)
+    }
+
+    fn sum(&mut self, pieces: usize, piece: &mut Piece) -> Result<Tensor> {
+        let leaf = Leaf::new(&self.head.h_nd.detach(), self.below)?;
+        let (mut total, mut dh_nd) = (0.0, None);
+        let mut learned: Vec<(Tensor, Tensor)> = Vec::new();
+        for i in 0..pieces {
+            let ctx = &mut *self.head.ctx;
+            let one = piece(&mut Head { model: self.head.model, h_nd: &leaf.0, ctx }, i)?;
+            total += f64::from(one.to_scalar::<f32>()?);
+            if !one.track_op() {
+                continue;
+            }
+            let mut store = one.backward()?;
+            dh_nd = plus(dh_nd, store.remove(&leaf.0))?;
+            for Param { var, .. } in self.params {
+                let Some(new) = store.remove(var.as_tensor()) else { continue };
+                match learned.iter_mut().find(|(known, _)| known.id() == var.as_tensor().id()) {
+                    Some((_, so_far)) => *so_far = (&*so_far + new)?,
+                    None => learned.push((var.as_tensor().clone(), new)),
+                }
+            }
+        }
+        let total = Tensor::new(total as f32, self.head.h_nd.device())?;
+        if dh_nd.is_none() && learned.is_empty() {
+            return Ok(total);
+        }
+        let sum = Var::from_tensor(&total)?;
+        let leaf = sum.as_tensor().clone();
+        self.summed.push(Summed { sum, dh_nd, learned });
+        Ok(leaf)
+    }
+}
+
+/// The sum of two gradients, either of which may not be there.
+fn plus(a: Option<Tensor>, b: Option<Tensor>) -> Result<Option<Tensor>> {
+    Ok(match (a, b) {
+        (Some(a), Some(b)) => Some((a + b)?),
+        (a, b) => a.or(b),
+    })
 }
 
 impl Step<'_> {
@@ -142,9 +195,15 @@ impl Step<'_> {
 
         let leaf = Leaf::new(&h_nd, learned_below)?;
         let head = Head { model, h_nd: &leaf.0, ctx: &mut ctx };
-        let mut tail = Tail { head, below: learned_below, taped: Vec::new() };
+        let mut tail = Tail {
+            head,
+            below: learned_below,
+            params: self.params,
+            taped: Vec::new(),
+            summed: Vec::new(),
+        };
         let terms = self.objective.terms(&mut tail, batch)?;
-        let taped = tail.taped;
+        let Tail { taped, summed, .. } = tail;
         let share = Share { sum: f64::from(terms.sum.to_scalar::<f32>()?), logs: terms.logs };
         if !terms.sum.track_op() {
             return Ok(share);
@@ -163,6 +222,14 @@ impl Step<'_> {
                 };
                 dy_nd = Some(so_far.index_add(&index, &dh_md, 0)?);
             }
+        }
+        for Summed { sum, dh_nd, learned } in summed {
+            let Some(by) = store.get(sum.as_tensor()) else { continue };
+            let by = f64::from(by.to_scalar::<f32>()?);
+            for (var, gradient) in learned {
+                sums.found(&var, Gradient::Dense((gradient * by)?))?;
+            }
+            dy_nd = plus(dy_nd, dh_nd.map(|dh_nd| dh_nd * by).transpose()?)?;
         }
         drop(store);
         let Some(mut dy_nd) = dy_nd else { return Ok(share) };

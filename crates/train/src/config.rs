@@ -23,7 +23,8 @@ pub struct Train {
     /// Stops after this many optimizer steps, whatever `epochs` says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_steps: Option<u64>,
-    /// Rows of one optimizer step, whatever their length. Instead of `batch_tokens`.
+    /// Rows of one optimizer step, whatever their length (pairs, where the objective compares two).
+    /// Instead of `batch_tokens`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch_size: Option<usize>,
     /// Tokens of one optimizer step (at least one row); 4096 unless `batch_size` is given.

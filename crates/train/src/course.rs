@@ -112,7 +112,7 @@ impl<'a> Course<'a> {
         let mut params = Vec::new();
         for param in &self.all.params {
             let (whole, mask) = (format!("{WHOLE}{}", param.name), format!("{MASK}{}", param.name));
-            let whole_var = Param::whole(&param.name, param.var.clone());
+            let whole_var = Param { mask: None, ..param.clone() };
             if let Some(positions) = state.get(&mask) {
                 params.push(whole_var.masked(Mask::new(positions.to_vec1::<u32>()?)?)?);
             } else if state.get(&whole).is_some() {

@@ -8,7 +8,7 @@ use crate::{
     step::{add_logs, means},
 };
 
-/// The objective's mean over `rows` and its logged numbers.
+/// The objective's mean over `rows`, in whole units, and its logged numbers.
 pub fn evaluate(
     policy: &Policy,
     objective: &dyn Objective,
@@ -17,7 +17,7 @@ pub fn evaluate(
 ) -> Result<(f64, Vec<(&'static str, f64)>)> {
     let all: Vec<usize> = (0..rows.len()).collect();
     let (mut sum, mut normaliser, mut logs) = (0.0, 0.0, Vec::new());
-    for micro in micro_batches(&all, rows, micro_tokens) {
+    for micro in micro_batches(&all, rows, micro_tokens, objective.unit().rows()) {
         let batch = Batch::from_rows(micro.iter().map(|i| &rows[*i]));
         normaliser += objective.normaliser(&[&batch]);
         let mut ctx = Ctx::new(&policy.hooks, batch.rows.clone(), &batch.ids_n);

@@ -38,9 +38,18 @@ pub fn place(lengths: &[u64], step: u64) -> (usize, u64) {
 }
 
 /// Splits a step's rows, in order, into runs of at most `micro_tokens` tokens; a longer row stands
-/// alone.
-pub fn micro_batches(step: &[usize], rows: &[Row], micro_tokens: usize) -> Vec<Vec<usize>> {
-    pack(step, |row| rows[row].len(), micro_tokens)
+/// alone. Every `unit` rows belong together and share a run.
+pub fn micro_batches(
+    step: &[usize],
+    rows: &[Row],
+    micro_tokens: usize,
+    unit: usize,
+) -> Vec<Vec<usize>> {
+    let units: Vec<&[usize]> = step.chunks(unit).collect();
+    let tokens = |unit: usize| units[unit].iter().map(|row| rows[*row].len()).sum::<usize>();
+    let runs = pack(&(0..units.len()).collect::<Vec<usize>>(), tokens, micro_tokens);
+    let rows = |run: &Vec<usize>| run.iter().flat_map(|unit| units[*unit]).copied().collect();
+    runs.iter().map(rows).collect()
 }
 
 #[cfg(test)]
@@ -64,7 +73,11 @@ mod tests {
                 example: 0,
             })
             .collect();
-        let split = micro_batches(&[0, 1, 2, 3, 4, 5], &rows, 7);
-        assert_eq!(split, [vec![0, 1], vec![2], vec![3, 4, 5]]);
+        let split = |step: &[usize], limit, unit| micro_batches(step, &rows, limit, unit);
+        let all = [0, 1, 2, 3, 4, 5];
+        assert_eq!(split(&all, 7, 1), [vec![0, 1], vec![2], vec![3, 4, 5]]);
+        // Pairs of 7, 10 and 6 tokens.
+        assert_eq!(split(&all, 7, 2), [vec![0, 1], vec![2, 3], vec![4, 5]]);
+        assert_eq!(split(&[2, 3, 4, 5, 0, 1], 17, 2), [vec![2, 3, 4, 5], vec![0, 1]]);
     }
 }

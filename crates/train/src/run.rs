@@ -63,10 +63,10 @@ pub struct Job<'a> {
     pub progress: bool,
 }
 
-/// The forward passes of a step.
-pub fn passes(step: &[usize], rows: &[Row], micro_tokens: usize) -> Vec<Batch> {
+/// The forward passes of a step; every `unit` rows share one.
+pub fn passes(step: &[usize], rows: &[Row], micro_tokens: usize, unit: usize) -> Vec<Batch> {
     let batch = |pass: &Vec<usize>| Batch::from_rows(pass.iter().map(|i| &rows[*i]));
-    micro_batches(step, rows, micro_tokens).iter().map(batch).collect()
+    micro_batches(step, rows, micro_tokens, unit).iter().map(batch).collect()
 }
 
 struct Run<'a> {
@@ -197,7 +197,8 @@ impl Run<'_> {
 
     fn step(&mut self, rows: &[usize], place: Place, epoch: f64) -> Result<()> {
         let (config, begun) = (self.job.config, Instant::now());
-        let passes = passes(rows, self.job.train, config.micro_tokens());
+        let unit = self.objective.unit().rows();
+        let passes = passes(rows, self.job.train, config.micro_tokens(), unit);
         let number = self.progress.step + 1;
         let data = Data {
             number,

@@ -27,7 +27,7 @@ fn data() -> (Vec<Row>, Vec<Vec<usize>>) {
     ((0..12).map(row).collect(), (0..6).map(|s| vec![2 * s, 2 * s + 1]).collect())
 }
 
-const CHOICES: [(&str, &str); 7] = [
+const CHOICES: [(&str, &str); 8] = [
     ("half", "[half]\n"),
     ("green", "[green]\nrho = 0.6\n"),
     ("random", "[sparse.random]\ndensity = 0.1\n"),
@@ -35,6 +35,7 @@ const CHOICES: [(&str, &str); 7] = [
     ("sara", "[sparse.sara]\ndensity = 0.2\n"),
     ("lottery", "[sparse.lottery]\ndensity = 0.1\n"),
     ("lottery twice", "[sparse.lottery]\ndensity = 0.1\niterations = 2\n"),
+    ("lottery and head", "[sparse.lottery]\ndensity = 0.1\n[full]\nat = \"logits\"\n"),
 ];
 
 fn bound(form: &str) -> Bound {
@@ -130,6 +131,14 @@ fn what_was_never_chosen_is_what_it_was() {
             // Every choice of lift may bring other entries.
             "lift" => assert!(moved < all / 2, "{name}: {moved} of {all}"),
             "sara" => assert!(moved <= all / 5 + 1, "{name}: {moved} of {all}"),
+            "lottery and head" => {
+                let head = after.params.iter().position(|p| p.name == "lm_head.weight").unwrap();
+                let (was, is) = (numbers(&before.params[head]), numbers(&after.params[head]));
+                let of_head = was.iter().zip(&is).filter(|(a, b)| a != b).count();
+                assert!(of_head > was.len() * 9 / 10, "{name}: {of_head} of {}", was.len());
+                let (moved, all) = (moved - of_head, all - was.len());
+                assert!(moved <= all / 10 + 1, "{name}: {moved} of {all}");
+            }
             _ => assert!(moved <= all / 10 + 1, "{name}: {moved} of {all}"),
         }
     }
@@ -145,13 +154,23 @@ fn two_choices_contradict_each_other() {
 #[test]
 fn all_entries_in_the_second_round_are_plain_training() {
     // Paper 07: with every entry chosen the second round is full fine-tuning from the start.
-    let every = bound("[sparse.lottery]\ndensity = 1.0\n");
-    run(&every, &config(), tempfile::tempdir().unwrap().path(), false);
-    let full = "[full]\nat = \"layers.*.{attn.{q,k,v,o},mlp.{gate,up,down}}\"\n";
-    let plain = bound(full);
-    run(&plain, &config(), tempfile::tempdir().unwrap().path(), false);
-    for (every, plain) in every.params.iter().zip(&plain.params) {
-        assert_eq!(every.name, plain.name);
-        assert!(numbers(every) == numbers(plain), "{}", plain.name);
+    let layers = "layers.*.{attn.{q,k,v,o},mlp.{gate,up,down}}";
+    // What another form learns beside them goes back to its start as well.
+    for beside in ["", "logits", "layers.0.attn_norm"] {
+        let mut every = "[sparse.lottery]\ndensity = 1.0\n".to_string();
+        let mut plain = format!("[full]\nat = [\"{layers}\"]\n");
+        if !beside.is_empty() {
+            every = format!("{every}[full]\nat = \"{beside}\"\n");
+            plain = format!("[full]\nat = [\"{layers}\", \"{beside}\"]\n");
+        }
+        let (every, plain) = (bound(&every), bound(&plain));
+        for one in [&every, &plain] {
+            run(one, &config(), tempfile::tempdir().unwrap().path(), false);
+        }
+        assert_eq!(every.params.len(), plain.params.len());
+        for plain in &plain.params {
+            let every = every.params.iter().find(|p| p.name == plain.name).unwrap();
+            assert!(numbers(every) == numbers(plain), "{} beside {beside}", plain.name);
+        }
     }
 }

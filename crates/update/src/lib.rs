@@ -92,7 +92,7 @@ pub struct Update {
     /// LoRA+: the learning rate of the factors of an embedding.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loraplus_lr_embedding: Option<f64>,
-    /// Whether weight decay is for biases and the weights of norms too.
+    /// Whether weight decay is for biases, the weights of norms and the like too.
     pub decay_norms_and_biases: bool,
     /// Adam with decoupled weight decay; the default.
     #[serde(skip_serializing_if = "Option::is_none")]

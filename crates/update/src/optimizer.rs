@@ -37,8 +37,13 @@ pub trait Optimizer: Send + Sync {
         state: &mut [Data],
     );
 
-    /// Exchanges the numbers to train with and those to use, where the two differ (schedule-free
-    /// rules); a second call undoes the first up to rounding.
+    /// Whether the numbers to train with are not those to use.
+    fn exchanges(&self) -> bool {
+        false
+    }
+
+    /// Exchanges the two, where they differ (schedule-free rules); a second call undoes the first
+    /// up to rounding.
     fn exchange(&self, _param: &mut [f32], _state: &mut [Data]) {}
 }
 

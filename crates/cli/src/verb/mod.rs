@@ -11,6 +11,7 @@ pub mod interrupt;
 pub mod methods;
 mod model_args;
 pub mod plan;
+pub mod probe;
 pub mod pull;
 pub mod quickstart;
 pub mod report;

@@ -6,7 +6,7 @@ use luthier_core::{Error, Result, Row, Seed};
 use luthier_data::{Chain, CutTable, Overlength, transform::overlength};
 use luthier_model::{
     Source, Tokenizer,
-    render::{RenderOptions, Rendered, render_table},
+    render::Rendered,
     show::{Counts, coloured},
 };
 use luthier_recipe::{Recipe, prepare, schema::Paths};
@@ -47,12 +47,13 @@ pub fn run(args: Args) -> Result<()> {
     }
     let whole = prepare::table(train, data)?;
     // The same randomness as in training, so that these are the rows that training sees.
-    let seed = Seed(recipe.train.clone().unwrap_or_default().seed).split("data");
+    let training = recipe.train.clone().unwrap_or_default();
+    let seed = Seed(training.seed).split("data");
     let (table, notes) = Chain(data.steps.clone()).apply_noting(whole, seed)?;
     let path = bring(&recipe.models.policy)?;
     let (source, tokenizer) = (Source::open(&path)?, Tokenizer::open(&path)?);
-    let options = RenderOptions { loss_on: data.loss_on };
-    let rendered = render_table(&table, &tokenizer, &options)?;
+    let unit = training.loss.objective()?.unit();
+    let rendered = prepare::render(&table, data, &tokenizer, unit)?;
     let vocab = source.config().vocab;
     for row in &rendered {
         luthier_core::Batch::from_rows([&row.row]).check_vocab(vocab)?;

@@ -88,7 +88,7 @@ impl Decoder {
                 slot.push(it);
             }
         }
-        let rotates = !self.config.no_rope_layers.get(l).copied().unwrap_or(false);
+        let rotates = self.rotates(l);
         Some(Block {
             layer: layer.clone(),
             low,

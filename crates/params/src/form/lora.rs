@@ -27,7 +27,7 @@ use luthier_core::{Error, Hook, Policy, Result, SiteInfo, SiteKind, SiteMap};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::{Form, Globs, Init, Scope, globs::overrides};
+use crate::{Bound, Form, Globs, Init, Scope, globs::overrides};
 
 mod dora;
 mod eva;
@@ -199,6 +199,38 @@ impl Lora {
             Target::new(site, r.unwrap_or(self.r), alpha.unwrap_or(self.alpha), self.rslora)
         };
         Ok(found.into_iter().zip(ranks).zip(alphas).map(target).collect())
+    }
+
+    /// The table that binds just these sites with these ranks and alphas.
+    pub(crate) fn exactly(mut self, sites: &[(&SiteInfo, usize, f64)]) -> Self {
+        let ranks = sites.iter().filter(|(_, r, _)| *r != self.r);
+        self.rank_pattern = ranks.map(|(s, r, _)| (s.name.clone(), *r)).collect();
+        let alphas = sites.iter().filter(|(_, _, alpha)| *alpha != self.alpha);
+        self.alpha_pattern = alphas.map(|(s, _, alpha)| (s.name.clone(), *alpha)).collect();
+        self.at = Globs(sites.iter().map(|(site, ..)| site.name.clone()).collect());
+        self.exclude = Globs::default();
+        self
+    }
+
+    /// The table that binds the variables of `bound` again, which this one did: where ranks were
+    /// measured, they are written out, and sites without one are left out.
+    pub(crate) fn settled(self, bound: &Bound) -> Result<Self> {
+        if self.init != LoraInit::Eva {
+            return Ok(self);
+        }
+        let mut found = Vec::new();
+        for target in self.resolve(bound.policy.model.sites())? {
+            let Target { site, r, alpha, .. } = target;
+            let a_ri = bound.var(&format!("{}.lora_A", site.name));
+            match (site.kind, a_ri.and_then(|a_ri| a_ri.dims().first())) {
+                (SiteKind::Linear { .. }, None) => {}
+                (SiteKind::Linear { .. }, Some(now)) => {
+                    found.push((site, *now, self.eva.alpha(alpha, r, *now)));
+                }
+                _ => found.push((site, r, alpha)),
+            }
+        }
+        Ok(self.clone().exactly(&found))
     }
 
     fn check(&self) -> Result<()> {

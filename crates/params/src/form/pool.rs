@@ -4,9 +4,11 @@
 //! Query `q` of a row: the mean of its prompt's embeddings at the input of the blocks, where the
 //! prompt is every token up to the one that predicts the first trained token, and the whole row
 //! where nothing says what is trained. Entry `i* = argmax cos(q, kᵢ)`, while decoding chosen once
-//! per sequence. In training after the first [`switch`], `argmax νᵢ · (cos(q, kᵢ) + 1) / 2`, with
-//! `νᵢ ∝ 1 / (nᵢ + 1e-6)` of the shares `n` of rows that entry `i` has had so far, taken at the
-//! switch.
+//! per sequence. In training on a task that is not the first, `argmax νᵢ · (cos(q, kᵢ) + 1) / 2`, with
+//! `νᵢ ∝ 1 / (nᵢ + 1e-6)` of the shares `n` of rows that entry `i` has had when the task begins.
+//!
+//! A task is a round: a run of its own that continues from the pool so far, or a file among several
+//! with `data.sequential`. Counts are kept with the pool, so [`switch`] finds them as a round begins.
 //!
 //! `lora`: `y ← y + α/r · x · Aᵀ · Bᵀ`, in the MLP with `y` in place of `x`, as published;
 //! `ia3`: `y ← l ∘ y`. Minimised besides: `−pull_coef · mean cos(q, k_{i*})` over rows. Gradients
@@ -14,21 +16,22 @@
 //!
 //! **Departures**: (1) `n` counts rows over all passes, where the release takes the mean of the passes'
 //! shares: passes of other sizes count the same. (2) `min_cosine`: outside of training a prompt whose
-//! nearest key is farther uses no entry, in place of keys that stand for the old tasks.
+//! nearest key is farther uses no entry, in place of keys that stand for the old tasks. (3) The
+//! optimizer begins anew with every task: what another task left in its memory moves nothing.
 
 use std::sync::Arc;
 
 use luthier_core::{Error, Mask, Policy, Result, SiteInfo, SiteKind};
 use serde::{Deserialize, Serialize};
 
-use crate::{Form, Globs, Init, Scope, passing::Passing};
+use crate::{Choice, Form, Globs, Init, Scope, passing::Passing};
 
 mod chooser;
 mod modulate;
 
 pub use chooser::{penalties, score, switch};
 
-use chooser::{COUNTS, Chooser, PENALTIES};
+use chooser::{COUNTS, Chooser, PENALTIES, Task};
 use modulate::{Entries, Modulator as Hooked};
 
 const KEY: &str = "train.params.pool";
@@ -189,5 +192,9 @@ impl Form for Pool {
         // An entry that no row chose stays to the bit where it was.
         scope.optional(|name| name.contains("pool"));
         Ok(policy)
+    }
+
+    fn choice(&self) -> Option<Box<dyn Choice>> {
+        self.count_penalty.then(|| Box::new(Task) as Box<dyn Choice>)
     }
 }

@@ -1,13 +1,13 @@
 //! `adapter_config.json` as PEFT 0.21.2 writes it, and what of a LoRA's can be read back.
 
 use luthier_core::{Error, Result};
-use regex::Regex;
 use serde_json::{Map, Value, json};
 
 use super::{
     Base,
     load::{Reader, empty},
     modules,
+    patterns::Patterns,
 };
 use crate::{Lora, LoraInit, Target, form::lora::Eva};
 
@@ -102,8 +102,8 @@ pub(super) fn lora(
 pub(super) struct Read {
     /// All but the sites and their patterns.
     pub lora: Lora,
-    rank_pattern: Vec<(Regex, usize)>,
-    alpha_pattern: Vec<(Regex, f64)>,
+    rank_pattern: Patterns<usize>,
+    alpha_pattern: Patterns<f64>,
 }
 
 /// Keys that change what the tensors mean, in ways luthier does not know. Empty values are harmless.
@@ -161,12 +161,12 @@ impl Read {
 
     /// The rank the config gives a module.
     pub fn rank(&self, module: &str) -> usize {
-        first(&self.rank_pattern, module).unwrap_or(self.lora.r)
+        self.rank_pattern.of(module).unwrap_or(self.lora.r)
     }
 
     /// The alpha the config gives a module.
     pub fn alpha(&self, module: &str) -> f64 {
-        first(&self.alpha_pattern, module).unwrap_or(self.lora.alpha)
+        self.alpha_pattern.of(module).unwrap_or(self.lora.alpha)
     }
 }
 
@@ -211,26 +211,21 @@ fn measured(reader: &Reader) -> Result<Eva> {
     })
 }
 
-/// In PEFT the first key that matches the end of a path, at a dot, decides.
-fn first<T: Copy>(patterns: &[(Regex, T)], module: &str) -> Option<T> {
-    patterns.iter().find(|(regex, _)| regex.is_match(module)).map(|(_, value)| *value)
-}
-
-fn patterns<T>(
+fn patterns<T: Copy>(
     at: &str,
     value: &Value,
     read: impl Fn(&Value) -> Result<T>,
-) -> Result<Vec<(Regex, T)>> {
-    let none = Map::new();
+) -> Result<Patterns<T>> {
+    let mut patterns = Patterns::default();
     let entries = match value {
-        Value::Null => &none,
+        Value::Null => return Ok(patterns),
         Value::Object(entries) => entries,
         other => return Err(Error::input(at, format!("expected a table, got {other}"))),
     };
-    let entry = |(key, value): (&String, &Value)| {
-        let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{key})$"))
+    for (key, value) in entries {
+        patterns
+            .add(key, read(value)?)
             .map_err(|e| Error::input(at, format!("`{key}` is not a usable pattern: {e}")))?;
-        Ok((regex, read(value)?))
-    };
-    entries.iter().map(entry).collect()
+    }
+    Ok(patterns)
 }

@@ -33,11 +33,7 @@ pub(super) fn write(ia3: &Ia3, out: &mut Out) -> Result<About> {
             inputs.push(module);
         }
     }
-    let whole = whole::write(out)?;
-    if whole.tied {
-        return Err(Error::failed("train.params.full", "learns an embedding that is the head too")
-            .hint("PEFT keeps the two together beside a LoRA only"));
-    }
+    let whole = whole::write_untied(out)?;
     // A list must be a part of `target_modules`, which whole paths never are.
     let names = modules::endings(&inputs, &bound);
     let feedforward = match names.iter().any(|name| inputs.contains(name)) {

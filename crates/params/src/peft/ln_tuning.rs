@@ -30,11 +30,7 @@ pub(super) fn write(norms: &LnTuning, out: &mut Out) -> Result<About> {
         out.put(module, SUFFIX, scale_d);
         bound.push(module);
     }
-    let whole = whole::write(out)?;
-    if whole.tied {
-        return Err(Error::failed("train.params.full", "learns an embedding that is the head too")
-            .hint("PEFT keeps the two together beside a LoRA only"));
-    }
+    let whole = whole::write_untied(out)?;
     let own: Written = vec![
         ("modules_to_save", whole.names),
         ("target_modules", modules::target_modules(&bound, &out.modules())),

@@ -9,7 +9,7 @@ use candle_core::Tensor;
 use luthier_core::{Error, Model, Policy, Result, SiteInfo, StateDict, io, nearest::nearest};
 use serde_json::{Map, Value};
 
-use super::{CONFIG, PREFIX, WEIGHTS, ia3, ln_tuning, lora, tokens};
+use super::{Base, CONFIG, PREFIX, WEIGHTS, ia3, ln_tuning, lora, prompt, tokens};
 use crate::{Bound, Params, Scope};
 
 /// An adapter folder on its way to a form and variables.
@@ -95,37 +95,29 @@ impl<'m> Reader<'m> {
             Some("IA3") => ("an IA3", "…ia3_l"),
             Some("LN_TUNING") => ("an LN_TUNING", "…ln_tuning_layers.weight"),
             Some("TRAINABLE_TOKENS") => ("a TRAINABLE_TOKENS", "…trainable_tokens_delta"),
+            Some("PROMPT_TUNING") => ("a PROMPT_TUNING", "prompt_embeddings alone"),
+            Some("PREFIX_TUNING") => ("a PREFIX_TUNING", "prompt_embeddings alone"),
             _ => ("a LORA", "…lora_A.weight, …lora_B.weight, …lora_B.bias or …lora_embedding_A/B"),
         };
         Error::input(self.at(key), format!("is not part of {kind} adapter"))
             .hint(format!("expected {expected}, or whole modules that modules_to_save names"))
     }
 
-    fn check_base(&self, dir: &Path, base_sha256: Option<&str>) -> Result<()> {
-        let own = self.get("luthier").get("base_sha256").and_then(Value::as_str);
-        match (own, base_sha256) {
-            (Some(theirs), Some(ours)) if theirs != ours => {
-                let name = self.get("base_model_name_or_path").as_str();
-                let what = format!(
-                    "was trained on another base model: expected weights with SHA-256 {theirs}, got {ours}"
-                );
-                Err(Error::input(dir.display().to_string(), what)
-                    .hint(format!("its base is {}", name.unwrap_or("not recorded"))))
-            }
-            _ => Ok(()),
-        }
+    /// The model that the config names.
+    fn base(&self) -> Base {
+        let text = |value: &Value| value.as_str().map(str::to_string);
+        let name = text(self.get("base_model_name_or_path")).unwrap_or_default();
+        Base { name, sha256: text(self.get("luthier").get("base_sha256").unwrap_or(&Value::Null)) }
     }
 }
 
 /// What can be read; the rest is told what comes nearest.
-const KINDS: &str = "LORA, IA3, LN_TUNING or TRAINABLE_TOKENS";
+const KINDS: &str = "LORA, IA3, LN_TUNING, TRAINABLE_TOKENS, PROMPT_TUNING or PREFIX_TUNING";
 
 /// Kinds that give no weight: PEFT cannot merge them either.
 const PROMPTS: &[&str] = &[
-    "PROMPT_TUNING",
     "MULTITASK_PROMPT_TUNING",
     "P_TUNING",
-    "PREFIX_TUNING",
     "CPT",
     "CARTRIDGE",
     "ADAPTION_PROMPT",
@@ -161,9 +153,10 @@ pub fn load(dir: &Path, model: &Arc<dyn Model>, base_sha256: Option<&str>) -> Re
         Some("IA3") => ia3::read,
         Some("LN_TUNING") => ln_tuning::read,
         Some("TRAINABLE_TOKENS") => tokens::read,
+        Some("PROMPT_TUNING" | "PREFIX_TUNING") => prompt::read,
         _ => return Err(refuse_kind(&reader)),
     };
-    reader.check_base(dir, base_sha256)?;
+    reader.base().check(dir, base_sha256)?;
     if !reader.weights.exists() && dir.join("adapter_model.bin").exists() {
         let at = dir.join("adapter_model.bin").display().to_string();
         return Err(Error::input(at, "a pickled adapter cannot be read safely")
@@ -181,7 +174,7 @@ pub fn load(dir: &Path, model: &Arc<dyn Model>, base_sha256: Option<&str>) -> Re
 
 fn bind(form: Params, model: &Arc<dyn Model>, state: StateDict) -> Result<Bound> {
     let mut scope = Scope::given(state);
-    let mut policy = Policy::plain(model.clone());
+    let (mut policy, mut forms) = (Policy::plain(model.clone()), Vec::new());
     for (key, part) in form.named() {
         policy = match (key, &form.lora) {
             // As it is: what luthier would not begin with may well be read.
@@ -191,6 +184,8 @@ fn bind(form: Params, model: &Arc<dyn Model>, state: StateDict) -> Result<Bound>
             }
             _ => part.bind(policy, &mut scope)?,
         };
+        forms.resize(scope.params().len(), key);
     }
-    Ok(Bound { policy, params: scope.finish()?, form })
+    policy.hooks.virtual_tokens = form.virtual_tokens();
+    Ok(Bound { policy, params: scope.finish()?, forms, form })
 }

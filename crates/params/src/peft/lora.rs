@@ -16,7 +16,7 @@ use super::{
     save::{About, Out},
     tokens, whole,
 };
-use crate::{Globs, Lora, LoraInit, Params, Target};
+use crate::{Lora, LoraInit, Params, Target};
 
 /// Our name of a part, and PEFT's suffix for it.
 type Part = (&'static str, &'static str);
@@ -173,7 +173,7 @@ pub(super) fn read(reader: &mut Reader) -> Result<Params> {
         }
         sites.push((site, read.rank(module), read.alpha(module)));
     }
-    let lora = Some(as_bound(read.lora, &sites));
+    let lora = Some(read.lora.exactly(&sites));
     Ok(Params { full: full(&whole), lora, tokens, ..Params::default() })
 }
 
@@ -226,15 +226,4 @@ fn same_as_base(reader: &Reader, key: &str, saved: &Tensor, site: &SiteInfo) -> 
     let size = base.abs()?.max(0)?.to_scalar::<f32>()?;
     // One of the two may have been through bf16.
     if apart <= size / 128.0 { Ok(()) } else { Err(differs()) }
-}
-
-/// The recipe that would bind the same.
-fn as_bound(mut lora: Lora, sites: &[(&SiteInfo, usize, f64)]) -> Lora {
-    let ranks = sites.iter().filter(|(_, r, _)| *r != lora.r);
-    let ranks: BTreeMap<String, usize> = ranks.map(|(s, r, _)| (s.name.clone(), *r)).collect();
-    let alphas = sites.iter().filter(|(_, _, alpha)| *alpha != lora.alpha);
-    lora.alpha_pattern = alphas.map(|(s, _, alpha)| (s.name.clone(), *alpha)).collect();
-    lora.rank_pattern = ranks;
-    lora.at = Globs(sites.iter().map(|(site, ..)| site.name.clone()).collect());
-    lora
 }

@@ -6,7 +6,7 @@ use candle_core::{Tensor, Var};
 use luthier_core::{Error, Result, SiteMap, StateDict, io};
 use serde_json::Value;
 
-use super::{Base, CONFIG, PREFIX, WEIGHTS, card::Card, ia3, ln_tuning, lora, tokens};
+use super::{Base, CONFIG, PREFIX, WEIGHTS, card::Card, ia3, ln_tuning, lora, prompt, tokens};
 use crate::Bound;
 
 /// What is being written.
@@ -47,6 +47,11 @@ impl<'b> Out<'b> {
         self.state.insert(format!("{PREFIX}{module}{suffix}"), tensor);
     }
 
+    /// Puts a tensor that belongs to no module.
+    pub fn put_alone(&mut self, name: &str, tensor: Tensor) {
+        self.state.insert(name, tensor);
+    }
+
     /// All modules of the model.
     pub fn modules(&self) -> Vec<&'b str> {
         self.sites.iter().filter_map(|s| s.module.as_deref()).collect()
@@ -64,11 +69,12 @@ pub fn save(dir: &Path, bound: &Bound, sites: &SiteMap, base: &Base) -> Result<(
     let left = bound.params.iter().map(|p| (p.name.as_str(), &p.var)).collect();
     let mut out = Out { bound, sites, base, left, state: StateDict::default() };
     let form = &bound.form;
-    let about = match (&form.lora, &form.ia3, &form.ln_tuning, &form.tokens) {
-        (Some(lora), None, _, _) => lora::write(lora, &mut out)?,
-        (None, Some(ia3), _, None) => ia3::write(ia3, &mut out)?,
-        (None, None, Some(norms), None) => ln_tuning::write(norms, &mut out)?,
-        (None, None, None, Some(tokens)) => tokens::write(tokens, &mut out)?,
+    let about = match (&form.lora, &form.ia3, &form.ln_tuning, &form.tokens, &form.prompt) {
+        (Some(lora), None, _, _, None) => lora::write(lora, &mut out)?,
+        (None, Some(ia3), _, None, None) => ia3::write(ia3, &mut out)?,
+        (None, None, Some(norms), None, None) => ln_tuning::write(norms, &mut out)?,
+        (None, None, None, Some(tokens), None) => tokens::write(tokens, &mut out)?,
+        (None, None, None, None, Some(prompt)) => prompt::write(prompt, &mut out)?,
         _ => {
             let keys: Vec<&str> = form.named().iter().map(|(key, _)| *key).collect();
             let what = format!("PEFT has no adapter for {} together", keys.join(", "));

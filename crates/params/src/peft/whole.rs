@@ -58,6 +58,16 @@ pub(super) fn write(out: &mut Out) -> Result<Whole> {
     Ok(Whole { names: json!(names), tied: tied_head, count: chosen.len() })
 }
 
+/// The same beside an adapter other than a LoRA.
+pub(super) fn write_untied(out: &mut Out) -> Result<Whole> {
+    let whole = write(out)?;
+    if whole.tied {
+        return Err(Error::failed("train.params.full", "learns an embedding that is the head too")
+            .hint("PEFT keeps the two together beside a LoRA only"));
+    }
+    Ok(whole)
+}
+
 /// Takes the tensors `keys` of the file as those of whole modules that `modules_to_save` names, and
 /// returns their sites.
 pub(super) fn read<'m>(reader: &mut Reader<'m>, keys: Vec<String>) -> Result<Vec<&'m SiteInfo>> {

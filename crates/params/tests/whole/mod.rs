@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use candle_core::{D, DType, Device, Tensor, Var};
 use luthier_core::{
-    Affine, At, Ctx, Hook, Hooks, Model, Policy, Result, Rows, Seed, SiteId, SiteKind, SiteMap,
+    Affine, At, Ctx, Hook, Hooks, Model, Policy, Result, Rotary, Rows, Seed, SiteId, SiteKind,
+    SiteMap,
 };
 use luthier_params::Bound;
 use luthier_testkit::load_tensors;
@@ -109,7 +110,11 @@ impl Whole {
             let mut add = |name: &str, module: &str| {
                 let name = format!("layers.{l}.{name}");
                 if module.is_empty() {
-                    let d = if name.ends_with("act") { sizes.inner } else { sizes.width };
+                    let d = match name.rsplit('.').next() {
+                        Some("act") => sizes.inner,
+                        Some("pattern") => sizes.heads,
+                        _ => sizes.width,
+                    };
                     sites.add(name, SiteKind::Activation { d }, Some(l), None);
                     return;
                 }
@@ -129,6 +134,7 @@ impl Whole {
                 add("attn.q_norm", "self_attn.q_norm");
                 add("attn.k_norm", "self_attn.k_norm");
             }
+            add("attn.pattern", "");
             add("attn.o", "self_attn.o_proj");
             add("attn.out", "");
             add("resid_mid", "");
@@ -292,6 +298,11 @@ impl Model for Whole {
     fn unembed(&self, h: &Tensor, ctx: &mut Ctx) -> Result<Tensor> {
         let x = self.norm("final_norm", h, ctx)?;
         self.linear("logits", &x, ctx)
+    }
+
+    fn rotation(&self, _layer: usize) -> Option<Rotary<'_>> {
+        let (inv_freq, factor) = (&self.turn.0, self.turn.1);
+        (!inv_freq.is_empty()).then_some(Rotary { inv_freq, factor })
     }
 
     fn affine(&self, site: SiteId) -> Result<Affine> {

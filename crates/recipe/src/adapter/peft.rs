@@ -1,5 +1,6 @@
 //! What PEFT makes of a LoRA configuration: which modules are meant, and with which scale.
 
+use luthier_params::peft::Patterns;
 use regex::Regex;
 use serde_json::Value;
 
@@ -12,8 +13,8 @@ pub(super) struct Settings {
     pub rslora: bool,
     pub dora: bool,
     pub lora_bias: bool,
-    rank_pattern: Vec<(Regex, usize)>,
-    alpha_pattern: Vec<(Regex, f64)>,
+    rank_pattern: Patterns<f64>,
+    alpha_pattern: Patterns<f64>,
     target: Option<Named>,
     exclude: Option<Named>,
     layers: Option<Vec<usize>>,
@@ -51,7 +52,7 @@ impl Settings {
         if r < 1.0 || r.fract() != 0.0 {
             wrong.push(format!("r is {r}, expected a rank above 0"));
         }
-        let ranks = pattern(folder, "rank_pattern", &mut wrong, &mut unread);
+        let rank_pattern = pattern(folder, "rank_pattern", &mut wrong, &mut unread);
         let alpha_pattern = pattern(folder, "alpha_pattern", &mut wrong, &mut unread);
         let layers = match folder.get("layers_to_transform") {
             Value::Null => None,
@@ -66,7 +67,7 @@ impl Settings {
             rslora: flag("use_rslora"),
             dora: flag("use_dora"),
             lora_bias: flag("lora_bias"),
-            rank_pattern: ranks.into_iter().map(|(key, r)| (key, r as usize)).collect(),
+            rank_pattern,
             alpha_pattern,
             target: Named::of(folder, "target_modules", &mut unread),
             exclude: Named::of(folder, "exclude_modules", &mut unread),
@@ -78,12 +79,12 @@ impl Settings {
 
     /// The rank the configuration gives a module.
     pub fn rank(&self, module: &str) -> usize {
-        first(&self.rank_pattern, module).unwrap_or(self.r)
+        self.rank_pattern.of(module).map_or(self.r, |r| r as usize)
     }
 
     /// The alpha the configuration gives a module.
     pub fn alpha(&self, module: &str) -> f64 {
-        first(&self.alpha_pattern, module).unwrap_or(self.alpha)
+        self.alpha_pattern.of(module).unwrap_or(self.alpha)
     }
 
     /// What a module's product is multiplied by.
@@ -138,26 +139,20 @@ fn layer(module: &str) -> Option<usize> {
     module.split('.').find_map(|part| part.parse().ok())
 }
 
-/// In PEFT the first key that matches the end of a path, at a dot, decides.
-fn first<T: Copy>(patterns: &[(Regex, T)], module: &str) -> Option<T> {
-    patterns.iter().find(|(regex, _)| regex.is_match(module)).map(|(_, value)| *value)
-}
-
 fn pattern(
     folder: &Folder,
     key: &str,
     wrong: &mut Vec<String>,
     unread: &mut Vec<String>,
-) -> Vec<(Regex, f64)> {
-    let mut patterns = Vec::new();
+) -> Patterns<f64> {
+    let mut patterns = Patterns::default();
     for (text, value) in folder.get(key).as_object().into_iter().flatten() {
         let Some(value) = value.as_f64() else {
             wrong.push(format!("{key}.{text} is {value}, expected a number"));
             continue;
         };
-        match Regex::new(&format!(r"^(?:.*\.)?(?:{text})$")) {
-            Ok(regex) => patterns.push((regex, value)),
-            Err(_) => unread.push(format!("{key}: the pattern `{text}` was not followed")),
+        if patterns.add(text, value).is_err() {
+            unread.push(format!("{key}: the pattern `{text}` was not followed"));
         }
     }
     patterns

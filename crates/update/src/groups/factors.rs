@@ -6,12 +6,16 @@
 //! - `loraplus_lr_ratio` (Hayou et al. 2024, LoRA+): `lora_B`, and as in PEFT every vector, learns
 //!   at `lr · ratio`, both factors of an embedding at `loraplus_lr_embedding`. **Departures** from
 //!   PEFT: (1) weight decay is the optimizer's, where PEFT has a `loraplus_weight_decay` of its own.
-//! - Biases and the weights of norms do not decay, by transformers' rule on their names, unless
-//!   `decay_norms_and_biases`.
+//! - Biases and the weights of norms do not decay, by transformers' rule on their names, nor do
+//!   some variables of forms, unless `decay_norms_and_biases`.
 
 use luthier_core::{Error, Param, Result};
 
 use crate::{Plan, Rates, Update, optimizer::check_rate, schedule::check_positive};
+
+/// Ends of names that transformers does not know: Compacter's biases and small matrices, whose
+/// entries of 1e-4 would not survive a decay, and SSF's scales, which rest at 1, and shifts.
+const OURS: [&str; 4] = [".b", ".phm_rule", ".ssf_scale", ".ssf_shift"];
 
 /// What PEFT takes when nobody says.
 const LR_EMBEDDING: f64 = 1e-6;
@@ -58,11 +62,12 @@ pub(crate) fn layer_of(name: &str) -> Option<usize> {
     parts.next()?.parse().ok()
 }
 
-/// transformers' `get_decay_parameter_names`, the other way round.
+/// transformers' `get_decay_parameter_names`, the other way round, and [`OURS`].
 fn is_norm_or_bias(name: &str) -> bool {
     let name = name.to_lowercase();
     ["bias", "layernorm", "rmsnorm"].iter().any(|kind| name.contains(kind))
         || name.split('.').any(|part| part == "norm" || part.ends_with("_norm"))
+        || OURS.iter().any(|end| name.ends_with(end))
 }
 
 /// Refuses settings without a meaning.

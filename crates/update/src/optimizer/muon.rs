@@ -19,7 +19,7 @@ use luthier_kernels::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Data, Move, Of, Optimizer, Plan, adam::Moments, check_rate, check_share, lerp};
+use super::{AdamW, Data, Move, Of, Optimizer, Plan, check_rate, check_share, lerp};
 use crate::pass;
 
 /// `[train.update.muon]`.
@@ -152,16 +152,8 @@ impl Muon {
         let whole = self.learning_rate > 0.0;
         let share = if whole { self.adamw_learning_rate / self.learning_rate } else { 0.0 };
         let now = Move { learning_rate: now.learning_rate * share, ..*now };
-        let moments = Moments::new(self.adamw_betas, self.adamw_eps, true, &now);
-        let keep = (1.0 - now.learning_rate * now.weight_decay) as f32;
-        let still = now.learning_rate == 0.0;
-        pass::elementwise(param, grad, state, |param, grad, state| {
-            let [m, v] = state else { unreachable!("two buffers are planned") };
-            for (((p, g), m), v) in param.iter_mut().zip(grad).zip(m.iter_mut()).zip(v.iter_mut()) {
-                let moved = *p * keep - moments.step(g * now.grad_scale, m, v);
-                *p = if still { *p } else { moved };
-            }
-        });
+        let (betas, eps) = (self.adamw_betas, self.adamw_eps);
+        AdamW { betas, eps, ..AdamW::default() }.apply(&now, &[], param, grad, state);
     }
 
     /// Newton-Schulz: takes the singular values of `o` to about 1.

@@ -106,6 +106,10 @@ impl Optimizer for ScheduleFree {
         });
     }
 
+    fn exchanges(&self) -> bool {
+        true
+    }
+
     fn exchange(&self, param: &mut [f32], state: &mut [Data]) {
         let [_, z, _, _, _, exchanged] = state else { unreachable!("six buffers are planned") };
         let exchanged = &mut exchanged.numbers()[0];

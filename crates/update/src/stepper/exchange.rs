@@ -64,7 +64,8 @@ impl Stepper {
             Weights::Lifted => return self.expect_training("exchanging the weights"),
         };
         let (_, optimizer) = self.update.optimizer()?;
-        self.slots.par_iter_mut().try_for_each(|slot| {
+        let differs = |slot: &&mut Slot| optimizer.exchanges() || !slot.average.is_empty();
+        self.slots.par_iter_mut().filter(differs).try_for_each(|slot| {
             let Slot { var, mask, state, average, aside, .. } = slot;
             change(var, mask.as_ref(), |weights| {
                 if !average.is_empty() {

@@ -84,6 +84,11 @@ fn the_second_factor_learns_faster() {
     assert!(err.to_string().contains("there is no lora_B"), "{err}");
 }
 
+fn decays(text: &str, names: &[&str]) -> Vec<f64> {
+    let text = format!("{text}\n[adamw]\nweight_decay = 0.5");
+    rates(&text, names, 0).iter().map(|r| r.weight_decay).collect()
+}
+
 #[test]
 fn norms_and_biases_do_not_decay() {
     // The names on which transformers' get_decay_parameter_names says no, and some like them.
@@ -98,13 +103,28 @@ fn norms_and_biases_do_not_decay() {
         "model.embed_tokens.weight",
         "layers.0.normal.lora_A",
     ];
-    let decays = |text: &str| -> Vec<f64> {
-        let text = format!("{text}\n[adamw]\nweight_decay = 0.5");
-        rates(&text, &names, 0).iter().map(|r| r.weight_decay).collect()
-    };
-    assert_eq!(decays(""), [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.5, 0.5, 0.5]);
-    assert_eq!(decays("decay_norms_and_biases = true"), [0.5; 9]);
+    assert_eq!(decays("", &names), [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.5, 0.5, 0.5]);
+    assert_eq!(decays("decay_norms_and_biases = true", &names), [0.5; 9]);
     let text = "[adamw]\nweight_decay = 0.5\n[[groups]]\nat = \"model.norm.weight\"\n\
                 weight_decay = 0.25";
     assert_eq!(rates(text, &names, 0)[1].weight_decay, 0.25);
+}
+
+/// Papers 42 and 47: decay would end matrices of 1e-4 and pull scales from 1 to 0.
+#[test]
+fn small_matrices_scales_and_shifts_do_not_decay() {
+    let names = [
+        "bottleneck.phm_rule",
+        "layers.0.mlp.out.adapter_down.phm_rule",
+        "layers.0.mlp.out.adapter_up.b",
+        "layers.0.mlp.out.adapter_down.bias",
+        "layers.0.attn_norm.ssf_scale",
+        "layers.0.attn.q.ssf_shift",
+        "layers.0.mlp.out.adapter_up.weight",
+        "layers.0.mlp.out.adapter_up.W_left",
+        "layers.0.mlp.out.adapter_up.W",
+        "layers.0.attn.q.lora_B",
+    ];
+    assert_eq!(decays("", &names), [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.5, 0.5, 0.5, 0.5]);
+    assert_eq!(decays("decay_norms_and_biases = true", &names), [0.5; 10]);
 }

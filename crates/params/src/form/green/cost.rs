@@ -121,6 +121,8 @@ fn of_tensor(
             [0.0, trained * count + count, n * count.min(width(site)) + trained * count]
         }
         SiteKind::Embed { .. } => [0.0, 0.0, n * width(site)],
+        // Its gradient comes with that of the scale, as published.
+        SiteKind::Norm { .. } if part == "bias" => [0.0, 0.0, n * count],
         _ if part == "bias" => [0.0, n * count, n * count],
         SiteKind::Linear { .. } if site.name == "logits" => [trained * count; 3],
         _ => [n * count; 3],
@@ -131,5 +133,101 @@ fn width(site: &SiteInfo) -> f64 {
     match site.kind {
         SiteKind::Embed { d, .. } => d as f64,
         _ => 0.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device, Var};
+
+    use super::*;
+
+    /// One block of width 8 with biases everywhere, under a tied head of 16 tokens.
+    fn block() -> (SiteMap, Vec<Param>) {
+        let linear = |i, o| SiteKind::Linear { i, o, bias: true };
+        let (norm, wide) = (SiteKind::Norm { d: 8 }, linear(8, 8));
+        let inner = [
+            ("attn_norm", norm, "ln1"),
+            ("attn.q", wide, "q"),
+            ("attn.k", wide, "k"),
+            ("attn.v", wide, "v"),
+            ("attn.o", wide, "o"),
+            ("mlp_norm", norm, "ln2"),
+            ("mlp.up", linear(8, 32), "fc1"),
+            ("mlp.down", linear(32, 8), "fc2"),
+        ];
+        let param = |module: &str, part: &str, dims: &[usize]| {
+            let var = Var::zeros(dims, DType::F32, &Device::Cpu).unwrap();
+            Param::whole(format!("{module}.{part}"), var)
+        };
+        let mut sites = SiteMap::default();
+        sites.add("embed", SiteKind::Embed { v: 16, d: 8 }, None, Some("emb".into()));
+        let mut params = vec![param("emb", "weight", &[16, 8])];
+        for (site, kind, module) in inner {
+            sites.add(format!("layers.0.{site}"), kind, Some(0), Some(module.into()));
+            let (weight, bias) = match kind {
+                SiteKind::Linear { i, o, .. } => (vec![o, i], o),
+                _ => (vec![8], 8),
+            };
+            params.push(param(module, "weight", &weight));
+            params.push(param(module, "bias", &[bias]));
+        }
+        let head = SiteKind::Linear { i: 8, o: 16, bias: false };
+        sites.add("logits", head, None, Some("lm_head".into()));
+        (sites, params)
+    }
+
+    #[test]
+    fn the_published_block() {
+        let (sites, params) = block();
+        let costs = Costs::of(&sites, &params, &[(4, 4)]);
+        let sum = |of: &[f64]| of.iter().sum::<f64>();
+        assert_eq!((costs.forward, sum(&costs.t_dy), sum(&costs.t_dw)), (4288.0, 4160.0, 4064.0));
+        let backward = |names: &[&str], convention| {
+            let chosen: Vec<bool> = params.iter().map(|p| names.contains(&&*p.name)).collect();
+            costs.backward_of(&chosen, convention)
+        };
+        let (inclusive, exclusive) = (Convention::Inclusive, Convention::Exclusive);
+        let (up, down) = (["fc1.weight"], ["fc2.weight"]);
+        assert_eq!((backward(&down, inclusive), backward(&down, exclusive)), (2560.0, 1536.0));
+        assert_eq!((backward(&up, inclusive), backward(&up, exclusive)), (3584.0, 2560.0));
+        assert_eq!(backward(&["fc1.weight", "fc2.weight"], inclusive), 4608.0);
+        assert_eq!((backward(&[], inclusive), backward(&[], exclusive)), (0.0, 0.0));
+    }
+
+    #[test]
+    fn rows_count_by_their_own_length_and_a_head_of_its_own_by_trained_tokens() {
+        let (sites, mut params) = block();
+        let at = |costs: &Costs, name: &str, params: &[Param]| {
+            let k = params.iter().position(|p| p.name == name).unwrap();
+            (costs.t_dy[k], costs.t_dw[k])
+        };
+        // 4 + 1 tokens of which 3 are trained: attention sees 16 + 1 pairs.
+        let tied = Costs::of(&sites, &params, &[(4, 2), (1, 1)]);
+        assert_eq!(at(&tied, "v.bias", &params), (4.0 * 17.0 * 8.0, 5.0 * 8.0));
+        assert_eq!(at(&tied, "emb.weight", &params), (0.0, 3.0 * 128.0 + 128.0));
+        assert_eq!(at(&tied, "fc2.bias", &params), (3.0 * 128.0, 5.0 * 8.0));
+        let var = Var::zeros((16, 8), DType::F32, &Device::Cpu).unwrap();
+        params.push(Param::whole("lm_head.weight", var));
+        let apart = Costs::of(&sites, &params, &[(4, 2), (1, 1)]);
+        assert_eq!(at(&apart, "lm_head.weight", &params), (3.0 * 128.0, 3.0 * 128.0));
+        assert_eq!(at(&apart, "emb.weight", &params), (0.0, 0.0));
+        assert_eq!(at(&apart, "fc2.bias", &params), (0.0, 5.0 * 8.0));
+        assert_eq!(apart.forward, tied.forward);
+    }
+
+    #[test]
+    fn the_share_left_for_the_backward_pass() {
+        // Forward costs half of backward.
+        let costs = Costs { forward: 0.5, t_dy: vec![0.25, 0.25], t_dw: vec![0.25, 0.25] };
+        for (rho, share) in [(0.5, 0.25), (0.7, 0.55), (0.36, 0.04), (1.0, 1.0), (0.3, 0.05)] {
+            let found = costs.backward_share(rho, 0.05);
+            assert!((found - share).abs() < 1e-12, "{rho}: {found}");
+        }
+        let (all, top) = ([true; 2], [false, true]);
+        assert!((costs.share(&all, Convention::Inclusive) - 1.0).abs() < 1e-12);
+        assert!((costs.share(&top, Convention::Inclusive) - 1.0 / 1.5).abs() < 1e-12);
+        assert!((costs.share(&top, Convention::Exclusive) - 0.75 / 1.5).abs() < 1e-12);
+        assert_eq!([0.1, 0.25, 0.49, 0.5, 1.0].map(|s| costs.reached(s)), [1, 1, 1, 2, 2]);
     }
 }

@@ -29,10 +29,18 @@ pub fn select(
     let t_dy: Vec<usize> = costs.t_dy.iter().rev().map(parts).collect();
     let t_dw: Vec<usize> = costs.t_dw.iter().rev().map(parts).collect();
     let values: Vec<f64> = importance.iter().rev().copied().collect();
-    let budget = (share * t_q as f64).floor() as usize;
-    let mut chosen = best(&t_dy, &t_dw, &values, budget, convention);
-    chosen.reverse();
-    chosen
+    // A share of 1 may come as a little less.
+    let most = (share * t_q as f64 + 1e-9).floor() as usize;
+    let allowed = share * whole * (1.0 + 1e-9);
+    // What is lost by rounding down adds up over many tensors.
+    for budget in (0..=most).rev() {
+        let mut chosen = best(&t_dy, &t_dw, &values, budget, convention);
+        chosen.reverse();
+        if costs.backward_of(&chosen, convention) <= allowed {
+            return chosen;
+        }
+    }
+    vec![false; importance.len()]
 }
 
 /// The same on whole numbers, from the output down.
@@ -131,6 +139,44 @@ mod tests {
                 assert_eq!(worth(&got), most, "case {case}");
                 assert!(got.iter().zip(&values).all(|(m, v)| !m || *v > 0.0));
             }
+        }
+    }
+    /// Forty tensors whose costs are no whole number of parts, a third of them tiny.
+    fn many(rng: &mut luthier_core::Rng) -> (Costs, Vec<f64>) {
+        let mut draw =
+            |k: usize| if k % 3 == 0 { rng.uniform() } else { 100.0 + 400.0 * rng.uniform() };
+        let size: Vec<f64> = (0..40).map(&mut draw).collect();
+        let values = size.iter().map(|size| size.sqrt() * (rng.normal() + 0.5)).collect();
+        (Costs { forward: size.iter().sum(), t_dy: size.clone(), t_dw: size }, values)
+    }
+
+    #[test]
+    fn rounding_makes_no_choice_too_expensive_and_few_much_worse() {
+        let mut rng = Seed(10).rng();
+        for case in 0..60 {
+            let (costs, values) = many(&mut rng);
+            let share = [0.05, 0.25, 0.55][case % 3];
+            for convention in [Convention::Inclusive, Convention::Exclusive] {
+                let [coarse, fine] = [1000, 5000].map(|t_q| {
+                    let chosen = select(&costs, &values, share, t_q, convention);
+                    let spent = costs.backward_of(&chosen, convention) / costs.backward();
+                    assert!(spent <= share * (1.0 + 1e-6), "case {case}: {spent} of {share}");
+                    let taken = values.iter().zip(&chosen).filter(|(_, m)| **m);
+                    taken.map(|(v, _)| v).sum::<f64>()
+                });
+                assert!(share < 0.2 || coarse > 0.9 * fine, "case {case}: {coarse} {fine}");
+            }
+        }
+    }
+
+    #[test]
+    fn with_the_whole_budget_all_that_helps_learns_and_nothing_else() {
+        let mut rng = Seed(11).rng();
+        for _ in 0..20 {
+            let (costs, values) = many(&mut rng);
+            let share = costs.backward_share(1.0, 0.05);
+            let chosen = select(&costs, &values, share, 1000, Convention::Inclusive);
+            assert!(chosen.iter().zip(&values).all(|(m, v)| *m == (*v > 0.0)), "{chosen:?}");
         }
     }
 }

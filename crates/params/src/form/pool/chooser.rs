@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, ops::Range, sync::Arc};
 use candle_core::{DType, Device, Tensor, Var};
 use luthier_core::{At, Batch, Error, Hook, Param, Result};
 
-use crate::passing::Passing;
+use crate::{
+    choice::{self, Choice, Moment},
+    passing::Passing,
+};
 
 /// Rows that each entry has had in training.
 pub(super) const COUNTS: &str = "pool.counts";
@@ -14,7 +17,8 @@ pub(super) const PENALTIES: &str = "pool.penalties";
 /// The chosen entry of a sequence while it is decoded, from 1; 0 is none.
 const NOTE: &str = "pool.entry";
 
-/// Takes the counts so far into account from now on: another task begins.
+/// Takes the counts so far into account from now on: another task begins. Before the first one nothing
+/// is counted, and nothing changes.
 pub fn switch(params: &[Param]) -> Result<()> {
     let find = |name: &str| {
         let found = params.iter().find(|p| p.name == name);
@@ -23,8 +27,23 @@ pub fn switch(params: &[Param]) -> Result<()> {
     let (counts, to) = (find(COUNTS)?, find(PENALTIES)?);
     let counts: Vec<f64> = counts.to_vec1::<f32>()?.iter().map(|n| f64::from(*n)).collect();
     let rows: f64 = counts.iter().sum();
-    let shares: Vec<f64> = counts.iter().map(|n| n / rows.max(1.0)).collect();
+    if rows == 0.0 {
+        return Ok(());
+    }
+    let shares: Vec<f64> = counts.iter().map(|n| n / rows).collect();
     set(to, penalties(&shares))
+}
+
+/// Switches as a round begins. What learns stays the same: rows decide by the entry they choose.
+pub(super) struct Task;
+
+impl Choice for Task {
+    fn choose(&mut self, now: &mut Moment) -> Result<Option<choice::Chosen>> {
+        if now.step == 0 {
+            switch(&now.all.params)?;
+        }
+        Ok(None)
+    }
 }
 
 /// `νᵢ = (1 / (nᵢ + 1e-6)) / Σⱼ (1 / (nⱼ + 1e-6))`.
@@ -254,6 +273,10 @@ mod tests {
         let want = penalties(&[0.75, 0.25, 0.0]);
         assert!(got.iter().zip(&want).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-7), "{got:?}");
         assert!(switch(&params[..1]).unwrap_err().to_string().contains(PENALTIES));
+        let first =
+            [Param::whole(COUNTS, var(&[0.0, 0.0])), Param::whole(PENALTIES, var(&[0.0, 0.0]))];
+        switch(&first).unwrap();
+        assert_eq!(first[1].var.to_vec1::<f32>().unwrap(), [0.0, 0.0]);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use luthier_core::{Error, Mask, Param, Result, Seed, StateDict};
 use serde::{Deserialize, Serialize};
 
 use super::{Rule, check_density, masked, share};
-use crate::{Choice, Chosen, Handover, Moment, form::weights, own};
+use crate::{Bound, Choice, Chosen, Handover, Moment, form::weights, own};
 
 /// `[train.params.sparse.lottery]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -56,7 +56,7 @@ impl Rule for Lottery {
 /// Odd rounds train everything, even ones the winners.
 struct Tickets {
     rule: Lottery,
-    /// θ₀ of every tensor that is chosen from.
+    /// θ₀ of everything that learns.
     base: StateDict,
     /// The values at the beginning of this iteration, where they are not θ₀.
     begun: StateDict,
@@ -64,13 +64,16 @@ struct Tickets {
     chosen: Vec<Mask>,
 }
 
-/// The variables that entries are chosen from: matrices.
-fn tickets(params: &[Param]) -> impl Iterator<Item = &Param> {
-    params.iter().filter(|p| p.var.rank() == 2)
+/// The variables that entries are chosen from, and those of other forms.
+fn tickets(all: &Bound) -> (Vec<Param>, Vec<Param>) {
+    let (own, others): (Vec<_>, Vec<_>) =
+        all.params.iter().cloned().zip(&all.forms).partition(|(_, form)| **form == "sparse");
+    let params = |pairs: Vec<(Param, _)>| pairs.into_iter().map(|(param, _)| param).collect();
+    (params(own), params(others))
 }
 
 fn snapshot(params: &[Param]) -> Result<StateDict> {
-    tickets(params).map(|p| Ok((p.name.clone(), p.var.as_detached_tensor().copy()?))).collect()
+    params.iter().map(|p| Ok((p.name.clone(), p.var.as_detached_tensor().copy()?))).collect()
 }
 
 fn numbers(state: &StateDict, name: &str) -> Result<Vec<f32>> {
@@ -85,14 +88,15 @@ impl Tickets {
             return Ok(None);
         }
         self.begun = snapshot(&now.all.params)?;
-        let whole = |p: &Param| Param::whole(&p.name, p.var.clone());
-        let params = now.all.params.iter().map(whole).collect();
+        let (all, others) = tickets(now.all);
+        let whole = |p: &Param| Param { mask: None, ..p.clone() };
+        let params = all.iter().map(whole).chain(others).collect();
         let note = format!("round {}: everything learns again", now.round + 1);
         Ok(Some(Chosen { params, handover: Handover::Fresh, note }))
     }
 
     fn winners_learn(&mut self, now: &Moment) -> Result<Option<Chosen>> {
-        let all: Vec<Param> = tickets(&now.all.params).cloned().collect();
+        let (all, others) = tickets(now.all);
         let mut scores = Vec::with_capacity(all.len());
         for (i, Param { name, var, .. }) in all.iter().enumerate() {
             let (mut moved, base) = (weights::values(var)?, numbers(&self.base, name)?);
@@ -102,14 +106,16 @@ impl Tickets {
                 mask.scatter(&vec![f32::INFINITY; mask.len()], &mut moved);
             }
             scores.push(moved);
-            let begun = if self.begun.is_empty() { &self.base } else { &self.begun };
+        }
+        let begun = if self.begun.is_empty() { &self.base } else { &self.begun };
+        for Param { name, var, .. } in &now.all.params {
             own::set(var, numbers(begun, name)?)?;
         }
         let (share, iteration) = (share(&all, self.rule.density), now.round / 2 + 1);
         let count = share * iteration / self.rule.iterations;
         self.chosen = weights::largest(&scores, count)?;
         let mut params = masked(&all, self.chosen.clone())?;
-        params.extend(now.all.params.iter().filter(|p| p.var.rank() != 2).cloned());
+        params.extend(others);
         let note = format!("round {}: back to the start, {count} entries learn", now.round + 1);
         Ok(Some(Chosen { params, handover: Handover::Fresh, note }))
     }
