@@ -36,6 +36,8 @@ enum Verb {
     Eval(verb::eval::Args),
     /// Merge an adapter into its base, verified against the unmerged logits
     Fold(verb::fold::Args),
+    /// Merge models as mergekit's YAML says
+    Merge(verb::merge::Args),
     /// Check or convert adapter folders
     Adapter(verb::adapter::Args),
     /// Measure a model: one probe, one file
@@ -65,6 +67,7 @@ fn run(cli: Cli) -> Result<()> {
         Verb::Chat(args) => verb::chat::run(args),
         Verb::Eval(args) => verb::eval::run(args),
         Verb::Fold(args) => verb::fold::run(args),
+        Verb::Merge(args) => verb::merge::run(args),
         Verb::Adapter(args) => verb::adapter::run(args),
         Verb::Probe(args) => verb::probe::run(args),
         Verb::Report(args) => verb::report::run(args),

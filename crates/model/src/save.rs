@@ -12,6 +12,10 @@ use serde_json::{Map, Value, json};
 
 use crate::config::ModelConfig;
 
+mod stream;
+
+pub use stream::{Announced, Stream};
+
 /// How weights are written. Rounding is to the nearest, ties to even.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -17,6 +17,8 @@ use luthier_kernels::{
 use rayon::prelude::*;
 use serde_json::Value;
 
+mod range;
+
 use crate::{
     config::ModelConfig,
     file::DataFile,
@@ -327,15 +329,20 @@ fn uninterleave<T: Copy + Default + Send + Sync>(
     heads: usize,
 ) -> Vec<T> {
     let width = stored.len() / rows;
-    let e = rows / heads;
     let mut out = vec![T::default(); stored.len()];
     out.par_chunks_mut(width).enumerate().for_each(|(row, out)| {
-        let (head, within) = (row / e, row % e);
-        let (part, j) = (within / (e / 2), within % (e / 2));
-        let from = head * e + 2 * j + part;
+        let from = stored_row(row, rows, heads);
         out.copy_from_slice(&stored[from * width..(from + 1) * width]);
     });
     out
+}
+
+/// Where such a file has row `row` of `rows`.
+fn stored_row(row: usize, rows: usize, heads: usize) -> usize {
+    let e = rows / heads;
+    let (head, within) = (row / e, row % e);
+    let (part, j) = (within / (e / 2), within % (e / 2));
+    head * e + 2 * j + part
 }
 
 #[cfg(test)]

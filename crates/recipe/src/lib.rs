@@ -10,6 +10,7 @@ pub mod fisher;
 pub mod fold;
 pub mod manifest;
 pub mod memory;
+pub mod merge;
 pub mod methods;
 pub mod open;
 mod overrides;

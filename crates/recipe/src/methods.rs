@@ -70,6 +70,7 @@ pub fn all() -> Vec<MethodRow> {
         ("loss", luthier_loss::METHODS),
         ("update", luthier_update::METHODS),
         ("decode", luthier_decode::METHODS),
+        ("weights", luthier_weights::METHODS),
         ("probe", luthier_probe::METHODS),
     ];
     let row = |seam: &'static str, m: &Method| MethodRow {
@@ -98,6 +99,7 @@ pub fn place(seam: &str) -> Option<&'static str> {
         "loss" => Some("train.loss"),
         "update" => Some("train.update"),
         "probe" => Some("eval.metric"),
+        "weights" => Some("merge_method"),
         _ => None,
     }
 }

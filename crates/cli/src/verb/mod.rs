@@ -8,6 +8,7 @@ pub mod eval;
 pub mod fold;
 pub mod generate;
 pub mod interrupt;
+pub mod merge;
 pub mod methods;
 mod model_args;
 pub mod plan;

@@ -56,7 +56,7 @@ const SIZES: Sizes = Sizes {
 const STEPS: u64 = 300;
 /// A LoRA of this rank has as many numbers as 5 % of the blocks' matrices.
 const BUDGET: usize = 4;
-const RATES: [&str; 2] = ["3e-4", "1e-3"];
+const RATES: [&str; 3] = ["3e-4", "1e-3", "3e-3"];
 /// Draws of noise for every seed.
 const DRAWS: u64 = 4;
 
@@ -94,15 +94,22 @@ fn run(lab: &Lab) -> Result<Measured> {
     for seed in lab.seeds() {
         let data = Data::new(Seed(seed));
         for arm in ARMS {
+            if std::env::var("DEVARM").is_ok_and(|a| a != arm) {
+                continue;
+            }
             let at = |rate| Run::of(lab, &base, arm, rate, seed, &data, &known);
             let chosen = rates.iter().find(|(of, _)| *of == arm).map(|(_, rate)| *rate);
             let run = match chosen {
                 Some(rate) => at(rate)?,
                 None => {
-                    let (low, high) = (at(RATES[0])?, at(RATES[1])?);
-                    let better = if high.dev > low.dev { high } else { low };
-                    rates.push((arm, better.rate));
-                    better
+                    let mut best = at(RATES[0])?;
+                    for rate in &RATES[1..] {
+                        let next = at(rate)?;
+                        lab.say(&format!("{arm} {rate} {} {} {}", next.dev, next.target, next.recall));
+                        best = if next.dev > best.dev { next } else { best };
+                    }
+                    rates.push((arm, best.rate));
+                    best
                 }
             };
             lab.say(&format!(
@@ -169,7 +176,7 @@ fn settings(arm: &str, rate: &str, seed: u64) -> Result<Train> {
         RANDOM => "lift.score=random",
         _ => "lift.score=lra_magnitude",
     };
-    let (rate, steps) = (format!("learning_rate={rate}"), format!("max_steps={STEPS}"));
+    let (rate, steps) = (format!("learning_rate={rate}"), format!("max_steps={}", std::env::var("DEVSTEPS").unwrap_or("300".into())));
     let budget = format!("budget_rank={BUDGET}");
     let mut set = vec!["batch_size=16", "micro_tokens=512", "epochs=1000", score];
     set.extend(["filter_rank=16", "update_interval=60", &rate, &steps, &budget]);

@@ -155,7 +155,9 @@ fn tuning_rows(seed: Seed) -> Vec<Row> {
         let task = rng.below(TASKS.len());
         let instance = Instance::new(task, &mut rng);
         let template = &observed[task][rng.below(observed[task].len())];
-        template.row(&instance, rng.uniform() < NEGATED, example)
+        let negated = rng.uniform() < NEGATED;
+        let before = templates::words(task, &mut rng);
+        template.row_behind(&before, &instance, negated, example)
     };
     let mut rows: Vec<Row> = (0..TUNING).map(&mut row).collect();
     let mut rng = seed.split("texts").rng();
@@ -300,5 +302,32 @@ mod tests {
         let mut same = plain;
         same.loss.align.as_mut().unwrap().lambda_kl = 0.8;
         assert_eq!(same, aligned);
+    }
+
+    #[test]
+    #[ignore = "exploration"]
+    fn explore() {
+        let say = |text: &str| println!("{text}");
+        let lab = Lab::at("/tmp/lhome/lab".into(), 1, false, &say).unwrap();
+        let mut measured = Measured::default();
+        let base = tuned(&lab, 1).unwrap();
+        let mut phrasings = Phrasings::new(Seed(1));
+        // Further phrasings in place of those that will be probed.
+        let other = Phrasings::new(Seed(77));
+        phrasings.probed = other.probed;
+        add(&lab, &mut measured, BEFORE, 1, &phrasings.probe(&base.policy().unwrap()).unwrap());
+        let grid = std::env::var("P20").unwrap();
+        for set in grid.split(';') {
+            let keys: Vec<&str> = set.split(',').collect();
+            let mut all = vec!["batch_size=16", "micro_tokens=2048", "epochs=1", "lambda_kl=0.0"];
+            all.extend(keys);
+            let mut config = recipe("recipes/adapter/align.toml", &all).unwrap();
+            config.seed = 1;
+            let bound = base.bind(&config).unwrap();
+            let rows = phrasings.pairs(bound.policy.hooks.virtual_tokens);
+            let outcome = lab.train(&bound, &rows, &config).unwrap();
+            println!("{set}: train loss {:.4}, {:.1} s", outcome.train_loss, outcome.seconds);
+            add(&lab, &mut measured, PLAIN, 1, &phrasings.probe(&bound.policy).unwrap());
+        }
     }
 }

@@ -55,7 +55,7 @@ const SIZES: Sizes = Sizes {
     tied: false,
 };
 
-const TEXTS: usize = 24_000;
+const TEXTS: usize = 64_000;
 const PROBLEMS: usize = 2400;
 const RANK: usize = 8;
 /// Steps of a run.
@@ -90,6 +90,8 @@ fn run(lab: &Lab) -> Result<Measured> {
     let config = recipe("recipes/full/sft.toml", &set)?;
     let how = Pretraining { name: "stories", sizes: SIZES, rows: &rows, config: &config };
     let base = lab.pretrained(&how)?;
+    let known = measure::exact(&base.policy()?, &story::questions(400, Seed(69).split("known")))?;
+    lab.say(&format!("questions about what did not change answered right: {known:.3}"));
     let (mut measured, mut sites) = (Measured::default(), Sites::default());
     for seed in lab.seeds() {
         let draw = |name: &str, n| story::problems(n, Seed(seed).split(name));
@@ -128,8 +130,12 @@ fn one(
     let before = measure::loss(&base.policy()?, &data.watched)?;
     measured.add("before", LOSS, measure::loss(&base.policy()?, &data.test)?);
     let (mut courses, mut random) = (Vec::new(), Vec::new());
-    for arm in ARMS {
-        let (config, begun) = (settings(arm, seed)?, Instant::now());
+    let only: usize = std::env::var("E69_ARMS").map_or(5, |v| v.parse().unwrap());
+    for arm in ARMS.into_iter().take(only) {
+        let (mut config, begun) = (settings(arm, seed)?, Instant::now());
+        if let Ok(rate) = std::env::var("E69_RATE") {
+            config.update.adamw.as_mut().unwrap().learning_rate = rate.parse().unwrap();
+        }
         let bound = begin(arm, base, &data.train, &config)?;
         if matches!(arm, EVEN | EVA) {
             measured.add(arm, PROBE, begun.elapsed().as_secs_f64());
@@ -148,6 +154,9 @@ fn one(
         }
         let (_, log) = lab.logged(&bound, &data.train, &data.watched, &config)?;
         let course = Course::read(before, &log)?;
+        if std::env::var("E69_ARMS").is_ok() {
+            lab.say(&format!("{:?} {}", course.losses, measure::exact(&bound.policy, &data.test)?));
+        }
         // Where B is 0, A has no gradient: that of everything is B's.
         if arm != PISSA {
             measured.add(arm, GRADIENT, course.gradient);
@@ -244,7 +253,7 @@ fn settings(arm: &str, seed: u64) -> Result<Train> {
         _ => "recipes/lora/eva.toml",
     };
     if matches!(arm, ORTHONORMAL | EVEN) {
-        set.push("eva.rho=1.0");
+        set.push("train.params.lora.eva.rho=1.0");
     }
     let mut config = Train { seed, ..recipe(path, &set)? };
     if arm == LORA {

@@ -115,15 +115,32 @@ impl Template {
         let answer = if negated { &instance.opposite } else { &instance.answer };
         measure::row(&self.prompt(&instance.input, negated), answer, example)
     }
+
+    /// The same behind other words.
+    pub fn row_behind(&self, words: &[u32], instance: &Instance, negated: bool, example: usize) -> Row {
+        let answer = if negated { &instance.opposite } else { &instance.answer };
+        let prompt = [words, &self.prompt(&instance.input, negated)].concat();
+        measure::row(&prompt, answer, example)
+    }
+}
+
+/// Words that may stand before an instruction: about another task or none at all.
+pub fn words(_task: usize, rng: &mut Rng) -> Vec<u32> {
+    let n = [0, 0, 6, 10, 14][rng.below(5)];
+    let task = rng.below(TASKS.len());
+    (0..n).map(|_| token(task, rng)).collect()
+}
+
+fn token(task: usize, rng: &mut Rng) -> u32 {
+    match rng.uniform() < 0.6 {
+        true => WORD + EACH * task as u32 + rng.below(EACH as usize) as u32,
+        false => FILLER + rng.below(FILLERS as usize) as u32,
+    }
 }
 
 /// A text about a task without an instruction in it: words of the task between fillers.
 pub fn text(task: usize, rng: &mut Rng) -> Row {
-    let mut token = || match rng.uniform() < 0.6 {
-        true => WORD + EACH * task as u32 + rng.below(EACH as usize) as u32,
-        false => FILLER + rng.below(FILLERS as usize) as u32,
-    };
-    let tokens: Vec<u32> = (0..12).map(|_| token()).collect();
+    let tokens: Vec<u32> = (0..12).map(|_| token(task, rng)).collect();
     Row::from_tokens(&tokens, &vec![1.0; tokens.len()], 0)
 }
 

@@ -2,8 +2,8 @@
 //!
 //! `sensor = S · (goal, place) + o`, `speed ← speed + T · P · F · action`, `place ← place + T · speed`
 //! within walls at ±1. Sensors `S`, offsets `o` and the action frame `F` (turned, perhaps mirrored,
-//! with a gain) are a task's own. The expert knows the goal: `action = (P · F)⁻¹ (K (goal − place) −
-//! D · speed)`, within ±1.
+//! with a gain) are a task's own; some sensors tell most of the goal, others most of the task. The
+//! expert knows the goal: `action = (P · F)⁻¹ (K (goal − place) − D · speed)`, within ±1.
 
 use luthier_core::{Rng, Row, Seed};
 
@@ -14,7 +14,13 @@ const POWER: f64 = 2.0;
 const PULL: f64 = 3.0;
 const DAMPING: f64 = 3.0;
 
-const SENSORS: usize = 6;
+const SENSORS: usize = 7;
+/// Of each sensor: the length of its row of `S`, and how far its offset may be from 0.
+const REACH: [(f64, f64); SENSORS] =
+    [(0.8, 0.2), (0.8, 0.2), (0.8, 0.2), (0.8, 0.2), (0.15, 0.85), (0.15, 0.85), (0.15, 0.85)];
+/// In how many steps something else moves the mass than the expert whose action is learned. From
+/// undisturbed episodes a policy learns to rest wherever the mass is slow.
+const DISTURBED: f64 = 0.5;
 /// Place, speed and sensors.
 pub const NUMBERS: usize = 4 + SENSORS;
 /// Tokens of each number.
@@ -87,12 +93,12 @@ impl Task {
     /// A task like no other.
     pub fn draw(seed: Seed) -> Self {
         let mut rng = seed.rng();
-        let sensors = std::array::from_fn(|_| {
+        let sensors = REACH.map(|(to, _)| {
             let row: [f64; 4] = std::array::from_fn(|_| rng.normal());
             let length = row.iter().map(|x| x * x).sum::<f64>().sqrt();
-            row.map(|x| 0.4 * x / length)
+            row.map(|x| to * x / length)
         });
-        let offsets = std::array::from_fn(|_| between(&mut rng, -0.65, 0.65));
+        let offsets = REACH.map(|(_, most)| between(&mut rng, -most, most));
         let (sin, cos) = between(&mut rng, 0.0, std::f64::consts::TAU).sin_cos();
         let mirror = if rng.below(2) == 0 { 1.0 } else { -1.0 };
         let by = POWER * between(&mut rng, 0.8, 1.25);
@@ -149,7 +155,7 @@ impl Task {
         -mass.distance()
     }
 
-    /// What an expert sees and does in so many episodes.
+    /// What an expert sees and would do in so many episodes, in which it is disturbed.
     pub fn episodes(&self, episodes: usize, seed: Seed) -> Vec<Row> {
         let mut rng = seed.rng();
         let mut rows = Vec::with_capacity(episodes * STEPS);
@@ -158,7 +164,8 @@ impl Task {
             for _ in 0..STEPS {
                 let action = self.expert(&mass);
                 rows.push(self.row(&mass, action, rows.len()));
-                self.step(&mut mass, action);
+                let disturbed = rng.uniform() < DISTURBED;
+                self.step(&mut mass, if disturbed { any_action(&mut rng) } else { action });
             }
         }
         rows

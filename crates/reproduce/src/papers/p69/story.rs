@@ -104,15 +104,27 @@ pub fn reading(n: usize, seed: Seed) -> Vec<Row> {
                 (0..12).map(|k| first + k * by).collect()
             }
             2 => story(2, 2, 3, &mut rng).0,
-            _ => {
-                let (mut text, people) = story(3, 2, 1, &mut rng);
-                let idle = &people[2];
-                text.extend(idle.question());
-                text.extend([idle.first, idle.thing, STOP]);
-                text
-            }
+            _ => unchanged(&mut rng).concat(),
         };
         measure::row(&text[..1], &text[1..], example)
+    };
+    (0..n).map(&mut one).collect()
+}
+
+/// A story, with the question what somebody has to whom nothing happens, and the answer.
+fn unchanged(rng: &mut Rng) -> [Vec<u32>; 2] {
+    let (mut prompt, people) = story(3, 2, 1, rng);
+    let idle = &people[2];
+    prompt.extend(idle.question());
+    [prompt, vec![idle.first, idle.thing, STOP]]
+}
+
+/// Questions as in [`reading`], of which the answer alone counts: `n` of them.
+pub fn questions(n: usize, seed: Seed) -> Vec<Row> {
+    let mut rng = seed.rng();
+    let mut one = |example| {
+        let [prompt, answer] = unchanged(&mut rng);
+        measure::row(&prompt, &answer, example)
     };
     (0..n).map(&mut one).collect()
 }

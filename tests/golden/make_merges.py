@@ -1,0 +1,145 @@
+"""Merges of pico models as mergekit 0.1.5 makes them, in f32.
+
+Writes merges/{base,a,b,c}/ (the models), merges/*.yml (the files that both programs read) and
+merges/expected.safetensors, where `<file>/<tensor>` is a tensor of that file's merge. Needs mergekit
+in the environment; nothing else of the golden values does.
+"""
+
+import os
+import pathlib
+import shutil
+import tempfile
+
+from pico import HERE, fill, save
+
+import torch
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForCausalLM
+
+FOLDER = HERE / "merges"
+SIZES = dict(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+             num_attention_heads=4, num_key_value_heads=2, head_dim=4, max_position_embeddings=64,
+             bos_token_id=1, eos_token_id=2, tie_word_embeddings=False)
+# A table, a matrix of each half of a block in different layers, a vector of a block and the last one.
+KEPT = ["model.embed_tokens.weight", "model.layers.1.self_attn.q_proj.weight",
+        "model.layers.0.mlp.down_proj.weight", "model.layers.1.input_layernorm.weight",
+        "model.norm.weight"]
+
+GRADIENT = "[{filter: self_attn, value: [0, 0.5, 0.3]}, {filter: mlp, value: [1, 0.2]}, {value: 0.4}]"
+
+
+def models(*rows):
+    lines = ["models:"]
+    for name, parameters in rows:
+        lines.append(f"  - model: {name}")
+        if parameters:
+            lines.append(f"    parameters: {{{parameters}}}")
+    return "\n".join(lines) + "\n"
+
+
+def merge(method, inputs, parameters="", base=None, more="dtype: float32"):
+    text = f"merge_method: {method}\n{inputs}"
+    text += f"base_model: {base}\n" if base else ""
+    text += f"parameters: {{{parameters}}}\n" if parameters else ""
+    return text + more + "\n"
+
+
+PAIR = models(("base", ""), ("a", ""))
+WEIGHTED = models(("a", "weight: 0.7"), ("b", "weight: [0.2, 0.9]"))
+SPARSE = models(("a", "weight: 0.7, density: 0.4"), ("b", "weight: 0.5, density: 0.65"),
+                ("c", "weight: -0.3, density: 0.3"))
+THREE = models(("base", ""), ("a", ""), ("b", ""), ("c", ""))
+CRUMBS = models(("a", "weight: 0.7, density: 0.5, gamma: 0.1"), ("b", "weight: 0.5, density: 0.95"))
+STACK = """slices:
+  - sources: [{model: base, layer_range: [0, 2]}]
+  - sources: [{model: a, layer_range: [1, 2], parameters: {scale: [{filter: o_proj, value: 0.5}]}}]
+  - sources: [{model: b, layer_range: [0, 2]}]
+"""
+SLICED = """slices:
+  - sources: [{model: base, layer_range: [1, 2]}, {model: a, layer_range: [0, 1]}]
+    parameters: {t: 0.25}
+  - sources: [{model: base, layer_range: [0, 1]}, {model: b, layer_range: [1, 2]}]
+"""
+CASES = {
+    "linear": merge("linear", models(("base", "weight: 1"), ("a", f"weight: {GRADIENT}"),
+                                     ("b", 'weight: "3e-1"'))),
+    "linear_sum": merge("linear", WEIGHTED, "normalize: false"),
+    "linear_bf16": merge("linear", WEIGHTED, more="dtype: bfloat16"),
+    "slerp": merge("slerp", PAIR, f"t: {GRADIENT}", "base"),
+    "slerp_near": merge("slerp", models(("base", ""), ("near", "")), "t: 0.3", "base"),
+    "slerp_slices": merge("slerp", SLICED, "t: 0.6", "base"),
+    "nuslerp": merge("nuslerp", WEIGHTED),
+    "nuslerp_base": merge("nuslerp", WEIGHTED, base="base"),
+    "nuslerp_rows": merge("nuslerp", WEIGHTED, "nuslerp_flatten: false", "base"),
+    "nuslerp_columns": merge("nuslerp", WEIGHTED, "nuslerp_flatten: false, nuslerp_row_wise: true"),
+    "multislerp": merge("multislerp", models(("a", "weight: 0.7"), ("b", "weight: 0.5"),
+                                             ("c", "weight: 0.3"))),
+    "multislerp_base": merge("multislerp", WEIGHTED, "normalize_weights: false", "base"),
+    "karcher": merge("karcher", models(("a", ""), ("b", ""), ("c", ""))),
+    "karcher_short": merge("karcher", models(("base", ""), ("a", "")), "max_iter: 1, tol: 1e-3"),
+    "task_arithmetic": merge("task_arithmetic", WEIGHTED, "lambda: 0.8", "base"),
+    "task_arithmetic_mean": merge("task_arithmetic", WEIGHTED, "normalize: true", "base"),
+    "ties": merge("ties", SPARSE, base="base"),
+    "ties_sum": merge("ties", SPARSE, "normalize: false, lambda: 1.3, rescale: true", "base"),
+    "dare_ties_all": merge("dare_ties", WEIGHTED, "density: 1", "base"),
+    "dare_linear_all": merge("dare_linear", WEIGHTED, "density: 1", "base"),
+    "breadcrumbs": merge("breadcrumbs", CRUMBS, base="base"),
+    "breadcrumbs_ties": merge("breadcrumbs_ties", CRUMBS, "rescale: true", "base"),
+    "della_all": merge("della", WEIGHTED, "density: 1", "base"),
+    "della_linear_none": merge("della_linear", WEIGHTED, "density: 0", "base"),
+    "sce": merge("sce", THREE, "select_topk: 0.4", "base"),
+    "sce_all": merge("sce", THREE, base="base"),
+    "model_stock": merge("model_stock", THREE, base="base"),
+    "model_stock_rows": merge("model_stock", THREE, "filter_wise: true", "base"),
+    "nearswap": merge("nearswap", PAIR, "t: 0.05", "base"),
+    "arcee_fusion": merge("arcee_fusion", PAIR, base="base"),
+    "passthrough": merge("passthrough", STACK),
+    "ram": merge("ram", THREE, "epsilon: 0.05", "base"),
+    "ramplus_tl": merge("ramplus_tl", THREE, "epsilon: 0.05, r: 0.5", "base"),
+}
+
+
+def make(name, model):
+    folder = FOLDER / name
+    model.save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+
+
+def main():
+    from mergekit.config import MergeConfiguration
+    from mergekit.merge import MergeOptions, run_merge
+    import yaml
+
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    config = AutoConfig.for_model("llama", **SIZES)
+    config.dtype = "float32"
+    base = AutoModelForCausalLM.from_config(config).float()
+    fill(base.named_parameters(), 700)
+    make("base", base)
+    start = {name: p.detach().clone() for name, p in base.named_parameters()}
+    for i, (name, size) in enumerate([("a", 0.5), ("b", 0.8), ("c", 0.3), ("near", 0.002)]):
+        fill(base.named_parameters(), 701 + i)
+        with torch.no_grad():
+            for key, p in base.named_parameters():
+                # What a tuned model has of its own, next to what it kept.
+                p.copy_(start[key] + size * (p - p.mean()))
+        make(name, base)
+    os.chdir(FOLDER)
+    expected = {}
+    for case, text in CASES.items():
+        pathlib.Path(f"{case}.yml").write_text(text)
+        parsed = MergeConfiguration.model_validate(yaml.safe_load(text))
+        with tempfile.TemporaryDirectory() as out:
+            options = MergeOptions(copy_tokenizer=False, write_model_card=False, quiet=True)
+            run_merge(parsed, out, options)
+            for file in pathlib.Path(out).glob("*.safetensors"):
+                with safe_open(file, "pt") as tensors:
+                    for name in set(KEPT) & set(tensors.keys()):
+                        expected[f"{case}/{name}"] = tensors.get_tensor(name).float()
+        print(case, float(expected[f"{case}/model.embed_tokens.weight"].std()))
+    save(expected, "merges/expected.safetensors")
+
+
+if __name__ == "__main__":
+    main()
