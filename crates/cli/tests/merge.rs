@@ -210,7 +210,8 @@ fn toml_has_the_same_keys() {
     let text = "merge_method = \"linear\"\n[[models]]\nmodel = \"a\"\n[[models]]\nmodel = \"b\"\n\
         [parameters]\nweight = 1\n";
     fs::write(dir.path().join("m.toml"), text).unwrap();
-    assert_eq!(luthier(dir.path(), &["merge", "m.toml", "--out", "toml"], "").code, 0);
+    let ran = luthier(dir.path(), &["merge", "m.toml", "--out", "toml"], "");
+    assert_eq!(ran.text(), "toml\n");
     let weights = |name: &str| fs::read(dir.path().join(name).join("model.safetensors")).unwrap();
     assert_eq!(weights("yaml"), weights("toml"));
 }

@@ -155,16 +155,10 @@ impl Rows {
     fn at(&self, row: usize, col: usize) -> f32 {
         self.values[row * self.cols + col]
     }
-
 }
 
 /// Calls `f` with slices of the longer side of a row-major matrix in f64, and where each begins.
-fn slices(
-    values: &[f32],
-    rows: usize,
-    cols: usize,
-    mut f: impl FnMut(usize, MatRef<'_, f64>),
-) {
+fn slices(values: &[f32], rows: usize, cols: usize, mut f: impl FnMut(usize, MatRef<'_, f64>)) {
     if values.is_empty() {
         return;
     }

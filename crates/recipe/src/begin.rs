@@ -29,7 +29,8 @@ pub fn measured(config: &Train, opened: &Opened, rows: &[Row], plan: &Plan) -> R
     }
 }
 
-/// Tokens in a batch of the probe, for each component that is sought.
+/// Tokens in a batch of the probe, for each component that is sought. With twice as many the
+/// directions found in SmolLM2-135M are the same to 0.4 % of their squared cosines.
 const TOKENS: usize = 8;
 
 /// The main directions of the inputs of every adapted site, on rows in the order of the first epoch.
@@ -49,8 +50,7 @@ pub fn directions(lora: &Lora, model: &Arc<dyn Model>, rows: &[Row], plan: &Plan
     let counted = |row: &Row| if use_label_mask { row.trained() } else { row.len() };
     let order = plan.epoch(0).concat();
     let in_order = order.iter().map(|i| &rows[*i]);
-    let each: usize = std::env::var("EVA_EACH").ok().and_then(|v| v.parse().ok()).unwrap_or(TOKENS);
-    let batches = batches(in_order, counted, each * most, probe.svd_batches_max);
+    let batches = batches(in_order, counted, TOKENS * most, probe.svd_batches_max);
     let allot = |ratios: &BTreeMap<String, Vec<f64>>| eva.ranks(&targets, ratios);
     probe.find(&Policy::plain(model.clone()), &batches, &wanted, &allot)
 }

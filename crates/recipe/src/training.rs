@@ -142,7 +142,19 @@ impl Stage {
             Some(file) => Some(StateDict::load(file)?),
             None => None,
         };
-        Ok(Stage { recipe, config, opened, train, eval, bound, plan, sequence, keep, memory, fisher })
+        Ok(Stage {
+            recipe,
+            config,
+            opened,
+            train,
+            eval,
+            bound,
+            plan,
+            sequence,
+            keep,
+            memory,
+            fisher,
+        })
     }
 
     /// How often the schedule is run.

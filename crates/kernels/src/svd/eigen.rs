@@ -131,10 +131,9 @@ pub fn orthonormal(mut m: Mat<f64>) -> (Mat<f64>, Mat<f64>) {
     let mut q = Mat::<f64>::identity(rows, size);
     if size > 0 {
         let block = coefficients.nrows();
-        let need =
-            householder::apply_block_householder_sequence_on_the_left_in_place_scratch::<f64>(
-                rows, block, size,
-            );
+        let need = householder::apply_block_householder_sequence_on_the_left_in_place_scratch::<f64>(
+            rows, block, size,
+        );
         let mut memory = MemBuffer::new(need);
         householder::apply_block_householder_sequence_on_the_left_in_place_with_conj(
             m.as_ref(),

@@ -1,7 +1,7 @@
 //! Virtual tokens on disk: prompt tuning and prefix tuning, one tensor each.
 
 use luthier_core::{Error, Model, Result, SiteKind};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{
     card::Card,
@@ -99,7 +99,7 @@ pub(super) fn read(reader: &mut Reader) -> Result<Params> {
         Error::input(reader.at(TENSOR), "expected a matrix, a row per virtual token")
     })?;
     let told = reader.get("num_virtual_tokens");
-    if *told != Value::from(n_virtual) {
+    if told.as_u64() != Some(n_virtual as u64) {
         let what = format!("is {told}, but the file has {n_virtual} virtual tokens");
         return Err(Error::input(reader.at_config("num_virtual_tokens"), what));
     }

@@ -10,8 +10,8 @@ use std::{path::Path, sync::Arc};
 use candle_core::{DType, Tensor};
 use luthier_core::{Error, Hook, Result, SiteInfo, SiteKind};
 use luthier_kernels::num::Precision;
-use luthier_params::{Bound, LoraInit, Target};
 use luthier_kernels::svd::Svd;
+use luthier_params::{Bound, LoraInit, Target};
 use rayon::prelude::*;
 
 use super::write::{Converted, LeftOut, Module, Piece, refuse_full, write};

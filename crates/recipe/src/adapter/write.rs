@@ -8,11 +8,11 @@ use std::{
 
 use candle_core::Tensor;
 use luthier_core::{Error, Result, SiteInfo, SiteKind, StateDict};
+use luthier_kernels::svd::Svd;
 use luthier_params::{
     Globs, Lora, Params, Scope,
     peft::{self, Base},
 };
-use luthier_kernels::svd::Svd;
 use serde::Serialize;
 
 use crate::open::Opened;

@@ -69,6 +69,16 @@ const ON_B: &str = "right on B";
 const READ_B: &str = "loss of B's text";
 const ENTRIES: &str = "entries of B's piece";
 
+/// Settings before this one, in case somebody thinks of them again.
+const TRIED: [&str; 2] = [
+    "tried before, the task piece from the base alone: 25600 lines of pretraining answer 0.65 on B, \
+        but then the base reads B as well as it can be read; other numbers of lines, shares of B \
+        (0 to 8 %) and of mixed lines (2 to 20 %) and rates (1e-4 to 1e-3): 0.23 to 0.51",
+    "tried before, one seed: shared tokens of which half tell a class, 400 steps for a language: \
+        right on B 0.257 with the task piece alone, 0.256 with LT-SFT, 0.496 with random entries, \
+        0.437 with all; the claim did not hold",
+];
+
 /// What a piece is learned from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Piece {
@@ -77,18 +87,8 @@ enum Piece {
     Task,
 }
 
-fn knob(name: &str, usual: &str) -> String {
-    std::env::var(name).unwrap_or_else(|_| usual.to_string())
-}
-
 fn run(lab: &Lab) -> Result<Measured> {
-    let n = |name, usual: usize| knob(name, &usual.to_string()).parse::<usize>().unwrap();
-    let rows = language::text(
-        n("P_LINES", LINES),
-        n("P_INB", IN_B),
-        n("P_MIXED", MIXED),
-        Seed(7).split("pretraining"),
-    );
+    let rows = language::text(LINES, IN_B, MIXED, Seed(7).split("pretraining"));
     let set = ["batch_size=32", "micro_tokens=1024", "epochs=1", "learning_rate=2e-3"];
     let config = recipe("recipes/full/sft.toml", &set)?;
     let how = Pretraining { name: "languages", sizes: SIZES, rows: &rows, config: &config };
@@ -100,13 +100,6 @@ fn run(lab: &Lab) -> Result<Measured> {
         for (name, arm) in [(FULL, DENSE), (APART, LOTTERY)] {
             let task = piece(lab, &base, &settings(arm, Piece::Task, seed)?, &data.task)?;
             data.ask(&base, name, [&[&task], &[&task]], &mut measured)?;
-        }
-        for arm in [FULL, APART] {
-            let (a, b) = (measured.values(arm, ON_A)?, measured.values(arm, ON_B)?);
-            lab.say(&format!("{arm}: {a:?} {b:?} {:?}", measured.values("before", READ_B)));
-        }
-        if std::env::var("P_BASE").is_ok() {
-            continue;
         }
         for arm in [LOTTERY, RANDOM, DENSE] {
             let learn = |start: &Small, of: Piece, rows: &[Row]| -> Result<StateDict> {
@@ -126,9 +119,8 @@ fn run(lab: &Lab) -> Result<Measured> {
         }
         lab.say(&format!("seed {seed} of {}", lab.count()));
     }
-    if std::env::var("P_BASE").is_err() {
-        claims(&mut measured)?;
-    }
+    claims(&mut measured)?;
+    TRIED.iter().for_each(|tried| measured.note(*tried));
     Ok(measured)
 }
 
@@ -156,12 +148,9 @@ fn claims(measured: &mut Measured) -> Result<()> {
 
 /// The training settings of an arm for one piece.
 fn settings(arm: &str, of: Piece, seed: u64) -> Result<Train> {
-    let name = if of == Piece::Task { "P_TASKRATE" } else { "P_RATE" };
-    let rate = format!("learning_rate={}", knob(name, "1e-3"));
-    let steps = format!("max_steps={}", knob("P_STEPS", "300"));
-    let mut set = vec!["batch_size=16", "micro_tokens=512", "epochs=1000", &rate];
+    let mut set = vec!["batch_size=16", "micro_tokens=512", "epochs=1000", "learning_rate=1e-3"];
     set.extend(match of {
-        Piece::Task => [&steps, "density=0.08"],
+        Piece::Task => ["max_steps=300", "density=0.08"],
         Piece::A | Piece::B => ["max_steps=600", "density=0.05"],
     });
     let mut config = recipe("recipes/sparse/lottery.toml", &set)?;

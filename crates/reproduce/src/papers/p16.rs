@@ -1,7 +1,7 @@
 //! LIFT (Liu et al. 2025, paper 16): the entries that are large once the rank is reduced learn as
 //! well as all of them, and less is forgotten.
 //!
-//! A small decoder is pretrained on facts and on addition mod 100, then tuned on 400 worked
+//! A small decoder is pretrained on facts and on addition mod 100, then tuned on 800 worked
 //! subtractions. Arms with as many numbers as a LoRA of rank 4, which is 5 % of the blocks' matrices:
 //! LIFT, the largest entries, entries drawn, that LoRA; and all weights. Figures: subtractions right,
 //! facts recalled. Two probes without training: by how much the loss on what the model knows rises
@@ -11,9 +11,11 @@
 //! **Departures**: (1) one pretrained decoder of four layers in place of SmolLM2; seeds differ in data,
 //! order, draw and noise; (2) keys and values of facts are digits too, so that a fact cannot be lost
 //! through its output tokens alone; (3) additions are worked in the same two steps as subtractions;
-//! (4) each arm's rate, of two, is the one with which its first seed does better on 200 development
-//! examples; (5) entries that are drawn are drawn anew whenever the others are chosen anew; (6) the
-//! claim over LoRA, which the paper makes at its own size, is an aside.
+//! (4) each arm's rate, of three, is the one with which its first seed does best on 200 development
+//! examples; (5) 800 examples, 600 steps and the highest of the rates, where the design had 400, 300
+//! and the two lower ones: full tuning answered 74 % then and all others next to nothing; (6) entries
+//! that are drawn are drawn anew whenever the others are chosen anew; (7) the claim over LoRA, which
+//! the paper makes at its own size, is an aside.
 
 use candle_core::{Device, Tensor};
 use luthier_core::{Error, Gradient, Mask, Param, Result, Seed};
@@ -37,7 +39,7 @@ pub const PAPER: Paper = Paper {
     claim: "training the 5 % of the entries that are largest once the rank is reduced learns as well \
         as training all of them and better than other choices, and forgets less",
     recipes: &[RECIPE],
-    seeds: 5,
+    seeds: 3,
     run,
 };
 
@@ -53,12 +55,17 @@ const SIZES: Sizes = Sizes {
     tied: false,
 };
 
-const STEPS: u64 = 300;
+const STEPS: u64 = 600;
 /// A LoRA of this rank has as many numbers as 5 % of the blocks' matrices.
 const BUDGET: usize = 4;
 const RATES: [&str; 3] = ["3e-4", "1e-3", "3e-3"];
 /// Draws of noise for every seed.
 const DRAWS: u64 = 4;
+
+/// The setting before this one, in case somebody thinks of it again.
+const TRIED: &str = "tried before: 400 examples, 300 steps, rates 3e-4 and 1e-3, one seed: \
+    subtractions right 0.053 with LIFT, 0.032 magnitude, 0.007 random, 0.060 LoRA, 0.742 full; nothing \
+    but full had learned";
 
 const LIFT: &str = "LIFT";
 const MAGNITUDE: &str = "magnitude";
@@ -94,9 +101,6 @@ fn run(lab: &Lab) -> Result<Measured> {
     for seed in lab.seeds() {
         let data = Data::new(Seed(seed));
         for arm in ARMS {
-            if std::env::var("DEVARM").is_ok_and(|a| a != arm) {
-                continue;
-            }
             let at = |rate| Run::of(lab, &base, arm, rate, seed, &data, &known);
             let chosen = rates.iter().find(|(of, _)| *of == arm).map(|(_, rate)| *rate);
             let run = match chosen {
@@ -105,7 +109,6 @@ fn run(lab: &Lab) -> Result<Measured> {
                     let mut best = at(RATES[0])?;
                     for rate in &RATES[1..] {
                         let next = at(rate)?;
-                        lab.say(&format!("{arm} {rate} {} {} {}", next.dev, next.target, next.recall));
                         best = if next.dev > best.dev { next } else { best };
                     }
                     rates.push((arm, best.rate));
@@ -132,6 +135,7 @@ fn run(lab: &Lab) -> Result<Measured> {
     claims(&mut measured, &held)?;
     let at: Vec<String> = rates.iter().map(|(arm, rate)| format!("{arm} {rate}")).collect();
     measured.note(format!("rates: {}", at.join(", ")));
+    measured.note(TRIED);
     measured.note(format!(
         "beside what is counted, LIFT holds the positions of its entries ({:.0} KiB) and, for a \
          moment, the whole gradient of one matrix (at most {:.0} KiB)",
@@ -176,10 +180,10 @@ fn settings(arm: &str, rate: &str, seed: u64) -> Result<Train> {
         RANDOM => "lift.score=random",
         _ => "lift.score=lra_magnitude",
     };
-    let (rate, steps) = (format!("learning_rate={rate}"), format!("max_steps={}", std::env::var("DEVSTEPS").unwrap_or("300".into())));
+    let (rate, steps) = (format!("learning_rate={rate}"), format!("max_steps={STEPS}"));
     let budget = format!("budget_rank={BUDGET}");
     let mut set = vec!["batch_size=16", "micro_tokens=512", "epochs=1000", score];
-    set.extend(["filter_rank=16", "update_interval=60", &rate, &steps, &budget]);
+    set.extend(["filter_rank=16", "update_interval=120", &rate, &steps, &budget]);
     let mut config = recipe(RECIPE, &set)?;
     let lora = Lora { r: BUDGET, alpha: 2.0 * BUDGET as f64, ..Lora::default() };
     match arm {

@@ -10,7 +10,9 @@
 //! half of these words occur, before the eight, only in texts without instructions that stand for
 //! pretraining; (2) tasks on digits, and tasks on letters, share the distribution of their inputs, so
 //! that the instruction must be read; (3) negations are part of the tuning data, where else would the
-//! model know them from; (4) 100 items a task instead of 200.
+//! model know them from; (4) 100 items a task instead of 200; (5) three of five instructions of the tuning
+//! data come behind some words: a first look at one seed, without them and with all arms, is among the
+//! notes; (6) the learning rate is the recipe's: none was sought on held-out paraphrases.
 
 use luthier_core::{Policy, Result, Row, Seed};
 use luthier_probe::phrasing::{self, Item, PhrasingReport, Robustness, Scoring, Task};
@@ -51,6 +53,12 @@ const ITEMS: usize = 100;
 /// Pairs of a run: 400 steps of 16.
 const PAIRS: usize = 6_400;
 
+/// The setting before this one, in case somebody thinks of it again.
+const TRIED: &str = "tried before: no words in front of the instructions of the tuning data, one seed: \
+    observed 1.000, gap 0.075; with λ = 0.8 observed 0.639, gap -0.022, with λ = 0 observed 0.990, gap \
+    0.076; as the model had never read anything in front of an instruction, some instructions were put \
+    behind other words, which was decided with these figures known";
+
 const BEFORE: &str = "tuned";
 const ALIGNED: &str = "prefix, λ = 0.8";
 const PLAIN: &str = "prefix, λ = 0";
@@ -76,6 +84,7 @@ fn run(lab: &Lab) -> Result<Measured> {
         }
     }
     claims(&mut measured)?;
+    measured.note(TRIED);
     Ok(measured)
 }
 
@@ -156,7 +165,7 @@ fn tuning_rows(seed: Seed) -> Vec<Row> {
         let instance = Instance::new(task, &mut rng);
         let template = &observed[task][rng.below(observed[task].len())];
         let negated = rng.uniform() < NEGATED;
-        let before = templates::words(task, &mut rng);
+        let before = templates::words(&mut rng);
         template.row_behind(&before, &instance, negated, example)
     };
     let mut rows: Vec<Row> = (0..TUNING).map(&mut row).collect();
@@ -179,9 +188,12 @@ struct Phrasings {
     seed: Seed,
     probed: Vec<Vec<Template>>,
     paraphrases: Vec<Vec<Template>>,
-    /// The instances of every task with their labels and the place of the right one.
-    items: Vec<Vec<(Instance, Vec<Vec<u32>>, usize)>>,
+    /// The instances of every task.
+    items: Vec<Vec<Asked>>,
 }
+
+/// An instance with its labels and the place of the right one.
+type Asked = (Instance, Vec<Vec<u32>>, usize);
 
 impl Phrasings {
     fn new(seed: Seed) -> Self {
@@ -211,7 +223,7 @@ impl Phrasings {
     /// Accuracies over phrasings: observed ones, others, and observed ones negated.
     fn probe(&self, policy: &Policy) -> Result<PhrasingReport> {
         let accuracy = |task: usize, template: &Template, negated: bool| -> Result<f64> {
-            let item = |(instance, labels, answer): &(Instance, Vec<Vec<u32>>, usize)| Item {
+            let item = |(instance, labels, answer): &Asked| Item {
                 prompt: template.prompt(&instance.input, negated),
                 labels: labels.clone(),
                 answer: *answer,
@@ -302,32 +314,5 @@ mod tests {
         let mut same = plain;
         same.loss.align.as_mut().unwrap().lambda_kl = 0.8;
         assert_eq!(same, aligned);
-    }
-
-    #[test]
-    #[ignore = "exploration"]
-    fn explore() {
-        let say = |text: &str| println!("{text}");
-        let lab = Lab::at("/tmp/lhome/lab".into(), 1, false, &say).unwrap();
-        let mut measured = Measured::default();
-        let base = tuned(&lab, 1).unwrap();
-        let mut phrasings = Phrasings::new(Seed(1));
-        // Further phrasings in place of those that will be probed.
-        let other = Phrasings::new(Seed(77));
-        phrasings.probed = other.probed;
-        add(&lab, &mut measured, BEFORE, 1, &phrasings.probe(&base.policy().unwrap()).unwrap());
-        let grid = std::env::var("P20").unwrap();
-        for set in grid.split(';') {
-            let keys: Vec<&str> = set.split(',').collect();
-            let mut all = vec!["batch_size=16", "micro_tokens=2048", "epochs=1", "lambda_kl=0.0"];
-            all.extend(keys);
-            let mut config = recipe("recipes/adapter/align.toml", &all).unwrap();
-            config.seed = 1;
-            let bound = base.bind(&config).unwrap();
-            let rows = phrasings.pairs(bound.policy.hooks.virtual_tokens);
-            let outcome = lab.train(&bound, &rows, &config).unwrap();
-            println!("{set}: train loss {:.4}, {:.1} s", outcome.train_loss, outcome.seconds);
-            add(&lab, &mut measured, PLAIN, 1, &phrasings.probe(&bound.policy).unwrap());
-        }
     }
 }

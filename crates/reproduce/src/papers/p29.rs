@@ -107,9 +107,6 @@ fn run(lab: &Lab) -> Result<Measured> {
             measured.add(name, RELATIVE, loss / before - 1.0);
         }
         for arm in ARMS {
-            if std::env::var("DEVARM").is_ok_and(|a| a != arm) {
-                continue;
-            }
             let at = |rate| Run::of(lab, &base, arm, rate, seed, &data);
             let of = if matches!(arm, FREE | STRONG) { SARA } else { arm };
             let chosen = rates.iter().find(|(arm, _)| *arm == of).map(|(_, rate)| *rate);
@@ -117,8 +114,6 @@ fn run(lab: &Lab) -> Result<Measured> {
                 Some(rate) => at(rate)?,
                 None => {
                     let (low, high) = (at(RATES[0])?, at(RATES[1])?);
-                    lab.say(&format!("{arm} {} {} {}", low.dev, low.style, low.base));
-                    lab.say(&format!("{arm} {} {} {}", high.dev, high.style, high.base));
                     let better = if high.dev < low.dev { high } else { low };
                     rates.push((arm, better.rate));
                     better
@@ -191,7 +186,7 @@ fn claims(measured: &mut Measured) -> Result<()> {
 
 /// The training settings of an arm.
 fn settings(arm: &str, rate: &str, seed: u64) -> Result<Train> {
-    let (rate, steps) = (format!("learning_rate={rate}"), format!("max_steps={}", std::env::var("DEVSTEPS").unwrap_or("600".into())));
+    let (rate, steps) = (format!("learning_rate={rate}"), format!("max_steps={STEPS}"));
     let density = format!("density={DENSITY}");
     let lambda = if arm == STRONG { "lambda=5e-3" } else { "lambda=5e-4" };
     let set = ["batch_size=16", "micro_tokens=512", "epochs=1000", lambda, &density, &rate, &steps];
@@ -382,7 +377,7 @@ impl Data {
     fn new(seed: Seed) -> Self {
         let styled = |name: &str, n| rows(STYLED, n, Style::New, seed.split(name));
         Data {
-            train: styled("train", std::env::var("DEVEX").map_or(EXAMPLES, |x| x.parse().unwrap_or(EXAMPLES))),
+            train: styled("train", EXAMPLES),
             dev: styled("development", 200),
             test: styled("test", 400),
             base: rows(OTHERS, 400, Style::Known, seed.split("base")),

@@ -11,14 +11,14 @@
 //!
 //! **Departures**: (1) behaviour cloning with one step of context: every episode is an expert's and the
 //! state is whole, so returns-to-go and earlier steps would say nothing; half of the steps are disturbed,
-//! for a policy that has only seen experts at work rests wherever it is slow; (2) states in 24 bins,
-//! seven sensors in place of eight, with an offset that is a world's own: where only the map differs,
-//! the mean of a state's embeddings does not say which world it is; (3) there is no pool of prompts here:
-//! a prompt for each task, given its number, is the most that such a pool could choose; (4) 250 updates
-//! of 32 states on each new world in place of 400 of 64; (5) all seeds start from one pretrained
-//! model and differ in new worlds, starts, order and draws; (6) the optimizer begins anew with every
-//! task and its rate falls to 0, as in any run here, and keys learn ten times as fast as the recipe's
-//! rate, as the recipe says.
+//! for a policy that has only seen experts at work rests wherever it is slow; (2) states in 24 bins; half
+//! of the eight sensors tell little more than which world it is: where only the map differs, the mean
+//! of a state's embeddings does not say it; (3) there is no pool of prompts here: a prompt for each
+//! task, given its number, is the most that such a pool could choose; (4) updates of 32 states in place
+//! of 64; (5) all seeds start from one pretrained model and differ in new worlds, starts, order and
+//! draws; (6) the optimizer begins anew with every task and its rate falls to 0, as in any run here;
+//! the rate is the best of three for the LoRA by task number, keys have the recipe's; (7) a world's
+//! states may spread over several entries: what counts is that no other world learns in them.
 
 use candle_core::{Device, Tensor, Var};
 use luthier_core::{Error, Result, Row, Seed};
@@ -68,9 +68,18 @@ const FREE: usize = 10;
 const EPISODES: [usize; 3] = [200, 100, 16];
 
 /// What all arms have in common: steps and their size.
-const STEPS: [&str; 4] = ["batch_size=32", "micro_tokens=1024", "epochs=1000", "max_steps=250"];
+const STEPS: [&str; 4] = ["batch_size=32", "micro_tokens=1024", "epochs=1000", "max_steps=400"];
 /// Of all arms but prompts, which have their recipe's.
-const RATE: &str = "learning_rate=3e-3";
+const RATE: &str = "learning_rate=6e-3";
+
+/// Designs before this one, in case somebody thinks of them again.
+const TRIED: [&str; 2] = [
+    "tried before: six sensors alike, experts undisturbed: 0.236 in the old worlds before the stream, so \
+        that there was nothing to lose",
+    "tried before, one seed: four sensors of the goal and three of the world, of which mean queries as \
+        keys told 64 % of the states; keys at ten times the rate: L2M kept 0.852 of the old return and \
+        reached 0.676 in new worlds, LoRA by task number 0.863; two inequalities did not hold",
+];
 
 const FULL: &str = "full fine-tuning";
 const ONE: &str = "one LoRA";
@@ -84,7 +93,7 @@ const KEPT: &str = "old worlds, share kept";
 const REACHED: &str = "new worlds";
 const LEARNED: &str = "just learned";
 const FORGOTTEN: &str = "forgotten";
-const OWN: &str = "entries of their own";
+const OWN: &str = "worlds with entries of their own";
 const FOUND: &str = "states that find them";
 
 fn run(lab: &Lab) -> Result<Measured> {
@@ -110,7 +119,6 @@ fn run(lab: &Lab) -> Result<Measured> {
             .map(|i| Stage::new(Seed(seed).split("new").at(i)))
             .collect::<Result<_>>()?;
         for arm in ARMS {
-            if !std::env::var("P54_ARMS").map_or(true, |a| a.split(',').any(|a| a == arm)) { continue; }
             let end = course(lab, &old, &stream, arm, seed)?;
             end.add(arm, &old, &mut measured);
             lab.say(&format!(
@@ -124,9 +132,11 @@ fn run(lab: &Lab) -> Result<Measured> {
         let untrained = |stage: &Stage| stage.exam.score(&old.base.policy()?);
         let untrained = stream.iter().map(untrained).collect::<Result<Vec<f64>>>()?;
         measured.add("before", REACHED, mean(&untrained));
+        measured.add("mean queries as keys", FOUND, old.told_apart(&stream));
     }
-    if std::env::var("P54_ARMS").is_err() { claims(&mut measured)?; }
+    claims(&mut measured)?;
     measured.note(format!("return in the old worlds before the stream: {score:.3}"));
+    TRIED.iter().for_each(|tried| measured.note(*tried));
     Ok(measured)
 }
 
@@ -145,9 +155,9 @@ fn claims(measured: &mut Measured) -> Result<()> {
         pair(L2M, ONE, Limit::AtLeast(0.15))?,
         pair(L2M, PROMPTS, Limit::AtLeast(0.1))?,
         pair(ORACLE, L2M, Limit::AtMost(0.05))?,
-        limit("new worlds with an entry of their own, L2M", L2M, OWN, Limit::AtLeast(NEW as f64))?,
+        limit("new worlds with entries of their own, L2M", L2M, OWN, Limit::AtLeast(NEW as f64))?,
         limit(
-            "new worlds with an entry of their own, no count penalty",
+            "new worlds with entries of their own, no count penalty",
             UNCOUNTED,
             OWN,
             Limit::AtMost(NEW as f64 - 1.0),
@@ -173,11 +183,6 @@ fn settings(arm: &str, seed: u64, stage: usize) -> Result<Train> {
         config.update.groups.clear();
     }
     config.seed = 10 * seed + stage as u64;
-    if let Ok(x) = std::env::var("P54_RATE") { if arm != PROMPTS { config.update.adamw.as_mut().unwrap().learning_rate = x.parse().unwrap(); } }
-    if let Ok(x) = std::env::var("P54_STEPS") { config.max_steps = Some(x.parse().unwrap()); }
-    if let Ok(x) = std::env::var("P54_BATCH") { config.batch_size = Some(x.parse().unwrap()); }
-    if let Ok(x) = std::env::var("P54_R") { if let Some(p) = config.params.pool.as_mut() { p.r = x.parse().unwrap(); p.alpha = 2.0 * p.r as f64; } }
-    if let Ok(x) = std::env::var("P54_V") { if let Some(p) = config.params.prompt.as_mut() { p.n_virtual = x.parse().unwrap(); } }
     Ok(config)
 }
 
@@ -229,7 +234,7 @@ struct End {
 
 fn course(lab: &Lab, old: &Old, stream: &[Stage], arm: &str, seed: u64) -> Result<End> {
     let mut bounds: Vec<Bound> = Vec::new();
-    let (mut learned, mut mains) = (Vec::new(), Vec::new());
+    let (mut learned, mut counted) = (Vec::new(), Vec::new());
     for (i, stage) in stream.iter().enumerate() {
         let config = settings(arm, seed, i)?;
         if bounds.len() == set_of(arm, i) {
@@ -247,12 +252,13 @@ fn course(lab: &Lab, old: &Old, stream: &[Stage], arm: &str, seed: u64) -> Resul
         lab.train(bound, &rows, &config)?;
         learned.push(stage.exam.score(&bound.policy)?);
         if pooled(arm) {
-            mains.push(busiest(&before, &numbers(bound, "pool.counts")?));
+            let after = numbers(bound, "pool.counts")?;
+            counted.push(after.iter().zip(&before).map(|(after, before)| after - before).collect());
         }
     }
     let score = |(i, stage): (usize, &Stage)| stage.exam.score(&bounds[set_of(arm, i)].policy);
     let new = stream.iter().enumerate().map(score).collect::<Result<_>>()?;
-    let entries = if pooled(arm) { Some(old.entries(&bounds[0], stream, &mains)?) } else { None };
+    let entries = if pooled(arm) { Some(old.entries(&bounds[0], stream, &counted)?) } else { None };
     // Who knows the number of a task knows that an old one is none of the new.
     let old = match set_of(arm, 1) {
         0 => old.exam.score(&bounds[0].policy)?,
@@ -285,32 +291,47 @@ impl Old {
         set(bound, "pool.counts", &(0..OLD + FREE).map(used).collect::<Vec<f64>>())
     }
 
-    /// How many new worlds mainly used an entry that is no other world's, and the share of their
-    /// states that choose it outside of training.
-    fn entries(&self, bound: &Bound, stream: &[Stage], mains: &[usize]) -> Result<[f64; 2]> {
-        let own = mains.iter().filter(|main| {
-            **main >= OLD && mains.iter().filter(|other| other == main).count() == 1
-        });
+    /// How many new worlds learned in entries in which no other world did, and the share of their
+    /// states that choose such an entry outside of training. `counted`: rows of each world by entry.
+    fn entries(&self, bound: &Bound, stream: &[Stage], counted: &[Vec<f64>]) -> Result<[f64; 2]> {
+        let own: Vec<Vec<bool>> = (0..stream.len()).map(|world| alone(counted, world)).collect();
+        let mostly = |(rows, own): &(&Vec<f64>, &Vec<bool>)| {
+            let alone = rows.iter().zip(*own).filter(|(_, own)| **own).map(|(rows, _)| rows);
+            alone.sum::<f64>() >= 0.9 * rows.iter().sum::<f64>()
+        };
+        let worlds = counted.iter().zip(&own).filter(mostly).count();
         let key =
             |e: usize| -> Result<Vec<f64>> { Ok(unit(&numbers(bound, &format!("pool.{e}.key"))?)) };
         let keys: Vec<Vec<f64>> = (0..OLD + FREE).map(key).collect::<Result<_>>()?;
-        let finds = |row: &Row, main: usize| {
-            let cosines: Vec<f64> = self.embed.cosines(row, &keys);
-            cosines.iter().all(|cosine| *cosine <= cosines[main])
+        let share = |(stage, own): (&Stage, &Vec<bool>)| {
+            share(&stage.states, |row| own[self.embed.nearest(row, &keys)])
         };
-        let share = |(stage, main): (&Stage, &usize)| {
-            let found = stage.states.iter().filter(|row| finds(row, *main)).count();
-            found as f64 / stage.states.len() as f64
+        let found: Vec<f64> = stream.iter().zip(&own).map(share).collect();
+        Ok([worlds as f64, mean(&found)])
+    }
+
+    /// The share of states of new worlds that are nearest to the mean query of theirs: what the best
+    /// keys could do.
+    fn told_apart(&self, stream: &[Stage]) -> f64 {
+        let new = stream.iter().map(|stage| self.embed.key(&stage.rows));
+        let keys: Vec<Vec<f64>> =
+            self.keys.iter().cloned().chain(new).map(|key| unit(&key)).collect();
+        let told = |(i, stage): (usize, &Stage)| {
+            share(&stage.states, |row| self.embed.nearest(row, &keys) == OLD + i)
         };
-        let found: Vec<f64> = stream.iter().zip(mains).map(share).collect();
-        Ok([own.count() as f64, mean(&found)])
+        mean(&stream.iter().enumerate().map(told).collect::<Vec<f64>>())
     }
 }
 
-/// The entry with most of the rows between two counts.
-fn busiest(before: &[f64], after: &[f64]) -> usize {
-    let more = |e: usize| after[e] - before[e];
-    (0..after.len()).fold(0, |best, e| if more(e) > more(best) { e } else { best })
+/// The free entries in which one new world had rows, and no other.
+fn alone(counted: &[Vec<f64>], world: usize) -> Vec<bool> {
+    let users = |e: usize| counted.iter().filter(|rows| rows[e] > 0.0).count();
+    let own = |(e, rows): (usize, &f64)| e >= OLD && *rows > 0.0 && users(e) == 1;
+    counted[world].iter().enumerate().map(own).collect()
+}
+
+fn share(rows: &[Row], which: impl Fn(&Row) -> bool) -> f64 {
+    rows.iter().filter(|row| which(row)).count() as f64 / rows.len() as f64
 }
 
 fn var<'a>(bound: &'a Bound, name: &str) -> Result<&'a Var> {
@@ -356,9 +377,12 @@ impl Embedding {
         unit(&sum).into_iter().map(|x| x * length).collect()
     }
 
-    fn cosines(&self, row: &Row, keys: &[Vec<f64>]) -> Vec<f64> {
+    /// The key with the largest cosine.
+    fn nearest(&self, row: &Row, keys: &[Vec<f64>]) -> usize {
         let query = self.query(row);
-        keys.iter().map(|key| key.iter().zip(&query).map(|(k, q)| k * q).sum()).collect()
+        let cosine = |key: &Vec<f64>| key.iter().zip(&query).map(|(k, q)| k * q).sum::<f64>();
+        let cosines: Vec<f64> = keys.iter().map(cosine).collect();
+        (0..keys.len()).fold(0, |best, e| if cosines[e] > cosines[best] { e } else { best })
     }
 }
 

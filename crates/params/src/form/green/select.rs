@@ -143,8 +143,9 @@ mod tests {
     }
     /// Forty tensors whose costs are no whole number of parts, a third of them tiny.
     fn many(rng: &mut luthier_core::Rng) -> (Costs, Vec<f64>) {
-        let mut draw =
-            |k: usize| if k % 3 == 0 { rng.uniform() } else { 100.0 + 400.0 * rng.uniform() };
+        let mut draw = |k: usize| {
+            if k.is_multiple_of(3) { rng.uniform() } else { 100.0 + 400.0 * rng.uniform() }
+        };
         let size: Vec<f64> = (0..40).map(&mut draw).collect();
         let values = size.iter().map(|size| size.sqrt() * (rng.normal() + 0.5)).collect();
         (Costs { forward: size.iter().sum(), t_dy: size.clone(), t_dw: size }, values)

@@ -64,12 +64,20 @@ struct Tickets {
     chosen: Vec<Mask>,
 }
 
-/// The variables that entries are chosen from, and those of other forms.
-fn tickets(all: &Bound) -> (Vec<Param>, Vec<Param>) {
-    let (own, others): (Vec<_>, Vec<_>) =
-        all.params.iter().cloned().zip(&all.forms).partition(|(_, form)| **form == "sparse");
-    let params = |pairs: Vec<(Param, _)>| pairs.into_iter().map(|(param, _)| param).collect();
-    (params(own), params(others))
+/// The variables that entries are chosen from, without masks; others are those of another form.
+fn tickets(all: &Bound) -> Vec<Param> {
+    let own = all.params.iter().zip(&all.forms).filter(|(_, form)| **form == "sparse");
+    own.map(|(param, _)| Param { mask: None, ..param.clone() }).collect()
+}
+
+/// Everything that may learn, in its order, with `tickets` in their places.
+fn beside(all: &Bound, tickets: Vec<Param>) -> Vec<Param> {
+    let mut tickets = tickets.into_iter();
+    let place = |(param, form): (&Param, &&str)| match *form {
+        "sparse" => tickets.next().unwrap_or_else(|| param.clone()),
+        _ => param.clone(),
+    };
+    all.params.iter().zip(&all.forms).map(place).collect()
 }
 
 fn snapshot(params: &[Param]) -> Result<StateDict> {
@@ -88,15 +96,13 @@ impl Tickets {
             return Ok(None);
         }
         self.begun = snapshot(&now.all.params)?;
-        let (all, others) = tickets(now.all);
-        let whole = |p: &Param| Param { mask: None, ..p.clone() };
-        let params = all.iter().map(whole).chain(others).collect();
+        let params = beside(now.all, tickets(now.all));
         let note = format!("round {}: everything learns again", now.round + 1);
         Ok(Some(Chosen { params, handover: Handover::Fresh, note }))
     }
 
     fn winners_learn(&mut self, now: &Moment) -> Result<Option<Chosen>> {
-        let (all, others) = tickets(now.all);
+        let all = tickets(now.all);
         let mut scores = Vec::with_capacity(all.len());
         for (i, Param { name, var, .. }) in all.iter().enumerate() {
             let (mut moved, base) = (weights::values(var)?, numbers(&self.base, name)?);
@@ -114,8 +120,7 @@ impl Tickets {
         let (share, iteration) = (share(&all, self.rule.density), now.round / 2 + 1);
         let count = share * iteration / self.rule.iterations;
         self.chosen = weights::largest(&scores, count)?;
-        let mut params = masked(&all, self.chosen.clone())?;
-        params.extend(others);
+        let params = beside(now.all, masked(&all, self.chosen.clone())?);
         let note = format!("round {}: back to the start, {count} entries learn", now.round + 1);
         Ok(Some(Chosen { params, handover: Handover::Fresh, note }))
     }

@@ -153,7 +153,7 @@ mod tests {
     use super::*;
 
     fn class(word: u32) -> Option<usize> {
-        (word >= A && word < END).then(|| (word - A) as usize % (CLASSES * WORDS) / WORDS)
+        (A..END).contains(&word).then(|| (word - A) as usize % (CLASSES * WORDS) / WORDS)
     }
 
     fn is_b(word: u32) -> bool {

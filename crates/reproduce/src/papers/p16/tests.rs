@@ -43,7 +43,7 @@ fn arms_differ_in_what_learns_and_in_nothing_else() {
         assert_eq!(std::mem::take(&mut rule(&mut one).score), score);
         assert_eq!(rule(&mut one), rule(&mut lift), "{arm}");
     }
-    assert_eq!((rule(&mut lift).filter_rank, rule(&mut lift).update_interval), (16, 60));
+    assert_eq!((rule(&mut lift).filter_rank, rule(&mut lift).update_interval), (16, 120));
 }
 
 #[test]

@@ -117,15 +117,21 @@ impl Template {
     }
 
     /// The same behind other words.
-    pub fn row_behind(&self, words: &[u32], instance: &Instance, negated: bool, example: usize) -> Row {
+    pub fn row_behind(
+        &self,
+        words: &[u32],
+        instance: &Instance,
+        negated: bool,
+        example: usize,
+    ) -> Row {
         let answer = if negated { &instance.opposite } else { &instance.answer };
         let prompt = [words, &self.prompt(&instance.input, negated)].concat();
         measure::row(&prompt, answer, example)
     }
 }
 
-/// Words that may stand before an instruction: about another task or none at all.
-pub fn words(_task: usize, rng: &mut Rng) -> Vec<u32> {
+/// Words that may stand before an instruction, about any task; two times of five there are none.
+pub fn words(rng: &mut Rng) -> Vec<u32> {
     let n = [0, 0, 6, 10, 14][rng.below(5)];
     let task = rng.below(TASKS.len());
     (0..n).map(|_| token(task, rng)).collect()

@@ -60,11 +60,7 @@ pub fn rows(classes: std::ops::Range<usize>, n: usize, style: Style, seed: Seed)
         let text = styled(text(class, &mut rng), style);
         measure::row(&[FIRST_CLASS + class as u32], &text, example)
     };
-    {
-        let by = std::env::var("DEVBY").map_or(1, |x| x.parse().unwrap_or(1));
-        classes.step_by(by)
-    }
-    .cycle().take(n).enumerate().map(&mut row).collect()
+    classes.cycle().take(n).enumerate().map(&mut row).collect()
 }
 
 /// Texts of all classes in the known style.

@@ -43,7 +43,7 @@ fn of_rules(rules: usize, n: usize, seed: Seed, row: fn(&Chain, usize) -> Row) -
 pub fn read(chain: &Chain, example: usize) -> Row {
     let Chain { rule, x, y, z } = chain;
     let mark = [MARKS + *rule as u32];
-    let mark = if example / RULES % 2 == 0 { &mark[..] } else { &[] };
+    let mark = if (example / RULES).is_multiple_of(2) { &mark[..] } else { &[] };
     measure::row(&[mark, x, &[ARROW]].concat(), &[&y[..], &[ARROW], z].concat(), example)
 }
 

@@ -21,12 +21,11 @@ pub struct Exam {
 /// The task of a mass, and the mass.
 type Driven = (usize, Mass);
 
+/// What masses do next.
+type Act<'a> = dyn FnMut(&[Driven]) -> Result<Vec<[f64; 2]>> + 'a;
+
 /// The mean return of each task where `act` drives all episodes side by side.
-fn drive(
-    tasks: &[Task],
-    starts: &[Mass],
-    act: &mut dyn FnMut(&[Driven]) -> Result<Vec<[f64; 2]>>,
-) -> Result<Vec<f64>> {
+fn drive(tasks: &[Task], starts: &[Mass], act: &mut Act) -> Result<Vec<f64>> {
     let of_task = |task: usize| starts.iter().map(move |start| (task, *start));
     let mut driven: Vec<Driven> = (0..tasks.len()).flat_map(of_task).collect();
     let mut returns = vec![0.0; tasks.len()];

@@ -10,7 +10,7 @@ fn pool(config: &mut Train) -> &mut Pool {
 fn arms_differ_in_what_they_are_called_after_alone() {
     let of = |arm| settings(arm, 3, 2).unwrap();
     let l2m = of(L2M);
-    assert_eq!((l2m.seed, l2m.max_steps, l2m.batch_size), (32, Some(250), Some(32)));
+    assert_eq!((l2m.seed, l2m.max_steps, l2m.batch_size), (32, Some(400), Some(32)));
     let mut uncounted = of(UNCOUNTED);
     assert!(!std::mem::replace(&mut pool(&mut uncounted).count_penalty, true));
     assert_eq!(uncounted, l2m);
@@ -49,12 +49,13 @@ fn protected_entries_rest_and_are_found_again() {
         let (before, bound) = (old.base.bind(&config).unwrap(), old.base.bind(&config).unwrap());
         old.protect(&before).unwrap();
         old.protect(&bound).unwrap();
-        let mut mains = Vec::new();
+        let mut counted: Vec<Vec<f64>> = Vec::new();
         for i in 0..2 {
-            let counted = numbers(&bound, "pool.counts").unwrap();
+            let before = numbers(&bound, "pool.counts").unwrap();
             let stage = Stage::new(Seed(5).at(i)).unwrap();
             lab.train(&bound, &stage.rows, &config).unwrap();
-            mains.push(busiest(&counted, &numbers(&bound, "pool.counts").unwrap()));
+            let after = numbers(&bound, "pool.counts").unwrap();
+            counted.push(after.iter().zip(&before).map(|(after, before)| after - before).collect());
         }
         let still = |e: usize| {
             let marks = [format!(".pool_{e}."), format!("pool.{e}.key")];
@@ -68,23 +69,34 @@ fn protected_entries_rest_and_are_found_again() {
         };
         let rest = (0..OLD).all(still);
         assert_eq!(rest, arm == L2M, "{arm}");
-        assert_eq!(mains.iter().all(|main| *main >= OLD), arm == L2M, "{arm}: {mains:?}");
-        assert!(arm != L2M || mains[0] != mains[1], "{mains:?}");
+        let used = |e: usize| counted.iter().any(|rows| rows[e] > 0.0);
+        assert_eq!((0..OLD).any(used), arm != L2M, "{arm}: {counted:?}");
+        let rows = |world: usize| counted[world].iter().sum::<f64>();
+        assert_eq!((rows(0), rows(1)), (96.0, 96.0));
+        let shared = (0..OLD + FREE).any(|e| counted.iter().all(|rows| rows[e] > 0.0));
+        assert!(arm != L2M || !shared, "{counted:?}");
     }
     // The key of a world is the nearest to most of its states, here and in the pool itself.
     let keys: Vec<Vec<f64>> = old.keys.iter().map(|key| unit(key)).collect();
-    let nearest = |row: &Row| {
-        let cosines = old.embed.cosines(row, &keys);
-        (0..OLD).fold(0, |best, e| if cosines[e] > cosines[best] { e } else { best })
-    };
     for (world, rows) in rows.iter().enumerate() {
-        let found = rows.iter().filter(|row| nearest(row) == world).count();
+        let found = rows.iter().filter(|row| old.embed.nearest(row, &keys) == world).count();
         assert!(2 * found > rows.len(), "world {world}: {found} of {}", rows.len());
     }
 }
 
 #[test]
-fn the_busiest_entry_is_that_of_the_rows_since() {
-    assert_eq!(busiest(&[9.0, 0.0, 2.0], &[10.0, 3.0, 4.0]), 1);
+fn an_entry_is_a_world_s_own_where_no_other_learned() {
+    let with = |pairs: &[(usize, f64)]| {
+        let mut rows = vec![0.0; OLD + FREE];
+        pairs.iter().for_each(|(e, n)| rows[*e] = *n);
+        rows
+    };
+    // The first has one of its own and one of an old world, the second shares with the third.
+    let counted = [with(&[(OLD, 5.0), (0, 1.0)]), with(&[(OLD + 1, 5.0)]), with(&[(OLD + 1, 2.0)])];
+    let own = |world| -> Vec<usize> {
+        let all = alone(&counted, world).into_iter().enumerate();
+        all.filter(|(_, own)| *own).map(|(e, _)| e).collect()
+    };
+    assert_eq!((own(0), own(1), own(2)), (vec![OLD], vec![], vec![]));
     assert_eq!(unit(&[3.0, 4.0]), [0.6, 0.8]);
 }

@@ -2,7 +2,7 @@
 //!
 //! `sensor = S · (goal, place) + o`, `speed ← speed + T · P · F · action`, `place ← place + T · speed`
 //! within walls at ±1. Sensors `S`, offsets `o` and the action frame `F` (turned, perhaps mirrored,
-//! with a gain) are a task's own; some sensors tell most of the goal, others most of the task. The
+//! with a gain) are a task's own; half of the sensors tell of the goal, the others of the task. The
 //! expert knows the goal: `action = (P · F)⁻¹ (K (goal − place) − D · speed)`, within ±1.
 
 use luthier_core::{Rng, Row, Seed};
@@ -14,10 +14,10 @@ const POWER: f64 = 2.0;
 const PULL: f64 = 3.0;
 const DAMPING: f64 = 3.0;
 
-const SENSORS: usize = 7;
-/// Of each sensor: the length of its row of `S`, and how far its offset may be from 0.
-const REACH: [(f64, f64); SENSORS] =
-    [(0.8, 0.2), (0.8, 0.2), (0.8, 0.2), (0.8, 0.2), (0.15, 0.85), (0.15, 0.85), (0.15, 0.85)];
+const SENSORS: usize = 8;
+/// Of a sensor that tells of the goal and of one that tells of the task: the length of its row of `S`,
+/// and how far its offset may be from 0.
+const REACH: [(f64, f64); 2] = [(0.8, 0.2), (0.03, 0.85)];
 /// In how many steps something else moves the mass than the expert whose action is learned. From
 /// undisturbed episodes a policy learns to rest wherever the mass is slow.
 const DISTURBED: f64 = 0.5;
@@ -93,12 +93,13 @@ impl Task {
     /// A task like no other.
     pub fn draw(seed: Seed) -> Self {
         let mut rng = seed.rng();
-        let sensors = REACH.map(|(to, _)| {
+        let reach = |i: usize| REACH[usize::from(i >= SENSORS / 2)];
+        let sensors = std::array::from_fn(|i| {
             let row: [f64; 4] = std::array::from_fn(|_| rng.normal());
             let length = row.iter().map(|x| x * x).sum::<f64>().sqrt();
-            row.map(|x| to * x / length)
+            row.map(|x| reach(i).0 * x / length)
         });
-        let offsets = REACH.map(|(_, most)| between(&mut rng, -most, most));
+        let offsets = std::array::from_fn(|i| between(&mut rng, -reach(i).1, reach(i).1));
         let (sin, cos) = between(&mut rng, 0.0, std::f64::consts::TAU).sin_cos();
         let mirror = if rng.below(2) == 0 { 1.0 } else { -1.0 };
         let by = POWER * between(&mut rng, 0.8, 1.25);
