@@ -86,7 +86,10 @@ pub fn all() -> Vec<MethodRow> {
         let uses = |text: &str| {
             text.parse::<Table>().is_ok_and(|recipe| uses(&recipe, row.seam, row.name))
         };
-        row.recipe = RECIPES.iter().find(|(_, text)| uses(text)).map(|(path, _)| *path);
+        // Several may: that of its own name first.
+        let own = format!("/{}.toml", row.name.rsplit('.').next().unwrap_or(row.name));
+        let using = RECIPES.iter().filter(|(_, text)| uses(text));
+        row.recipe = using.min_by_key(|(path, _)| !path.ends_with(&own)).map(|(path, _)| *path);
     }
     rows
 }

@@ -96,7 +96,6 @@ fn run(lab: &Lab) -> Result<Measured> {
         let configs: Vec<Train> = configs.into_iter().collect::<Result<_>>()?;
         let bounds: Vec<Bound> = configs.iter().map(|c| base.bind(c)).collect::<Result<_>>()?;
         let arms: Vec<(&Bound, &Train)> = bounds.iter().zip(&configs).collect();
-        let arms = if std::env::var("P10_BASE").is_ok() { arms[..1].to_vec() } else { arms };
         let done = side::run(&arms, &train)?;
         for ((arm, done), (bound, config)) in ARMS.into_iter().zip(&done).zip(&arms) {
             let right = measure::exact(&bound.policy, &test)?;
@@ -169,10 +168,8 @@ fn claims(measured: &mut Measured) -> Result<()> {
 
 /// The settings of an arm; `drawn` are the sites that learn where they are drawn.
 fn settings(arm: &str, seed: u64, drawn: Globs) -> Result<Train> {
-    let rate = std::env::var("P10_LR").unwrap_or("1e-4".into()).parse::<f64>().unwrap();
-    let rate = format!("learning_rate={}", if arm == LORA { 10.0 * rate } else { rate });
-    let epochs = format!("epochs={}", std::env::var("P10_EPOCHS").unwrap_or("2".into()));
-    let mut set = vec!["batch_size=8", "micro_tokens=560", &epochs, &rate];
+    let rate = if arm == LORA { "learning_rate=1e-3" } else { "learning_rate=1e-4" };
+    let mut set = vec!["batch_size=8", "micro_tokens=560", "epochs=2", rate];
     let path = match arm {
         LORA => "recipes/lora/sft.toml",
         _ => "recipes/full/green.toml",
