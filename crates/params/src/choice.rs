@@ -34,7 +34,9 @@ pub struct Moment<'a> {
     pub seed: Seed,
     /// Everything that may learn.
     pub all: &'a Bound,
-    /// What learns now.
+    /// What of it belongs to the form that chooses. The rest learns all the time.
+    pub own: &'a [Param],
+    /// What of that learns now.
     pub now: &'a [Param],
     /// Tries steps on the data that comes next.
     pub trial: &'a mut dyn Trial,
@@ -55,7 +57,7 @@ pub trait Trial {
 
 /// What learns from now on.
 pub struct Chosen {
-    /// Variables of the bound ones, each whole or with a mask.
+    /// Variables of the form's own, each whole or with a mask.
     pub params: Vec<Param>,
     /// What becomes of the optimizer's memory.
     pub handover: Handover,

@@ -207,9 +207,9 @@ impl Params {
         self
     }
 
-    /// What decides again during training which of the variables learn. Two forms that do so
-    /// contradict each other.
-    pub fn choice(&self) -> Result<Option<Box<dyn Choice>>> {
+    /// What decides again during training which of a form's variables learn, and that form's key.
+    /// Two forms that do so contradict each other.
+    pub fn choice(&self) -> Result<Option<(&'static str, Box<dyn Choice>)>> {
         let choices =
             self.named().into_iter().filter_map(|(key, form)| Some((key, form.choice()?)));
         let mut choices: Vec<(&str, Box<dyn Choice>)> = choices.collect();
@@ -217,7 +217,7 @@ impl Params {
             let what = format!("both {one} and {other} choose what learns as training goes on");
             return Err(Error::input("train.params", what).hint("keep one of them"));
         }
-        Ok(choices.pop().map(|(_, choice)| choice))
+        Ok(choices.pop())
     }
 
     /// How many placeholders every row must begin with, for virtual tokens to stand in their place.

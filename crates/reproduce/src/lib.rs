@@ -12,6 +12,7 @@ pub mod claim;
 pub mod lab;
 pub mod measure;
 pub mod measured;
+mod rates;
 pub mod results;
 pub mod small;
 pub mod stats;

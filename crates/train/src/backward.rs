@@ -209,7 +209,7 @@ impl Step<'_> {
             return Ok(share);
         }
         let store = (terms.sum * scale)?.backward()?;
-        collect(self.params, &store, sums)?;
+        collect(&store, sums)?;
         let mut dy_nd = store.get(&leaf.0).cloned();
         for Taped { logp_m, index_m, tape } in taped {
             let Some(dlogp_m) = store.get(logp_m.as_tensor()) else { continue };
@@ -247,7 +247,7 @@ impl Step<'_> {
                 Kept::Tape(tape) => tape.backward(&dy_nd, needs_gradient, &mut found)?,
                 Kept::Graph(leaf, y_nd) => {
                     let store = (y_nd * &dy_nd)?.sum_all()?.backward()?;
-                    collect(self.params, &store, sums)?;
+                    collect(&store, sums)?;
                     store.get(&leaf.0).cloned()
                 }
                 Kept::Input(_) => None,
@@ -261,7 +261,7 @@ impl Step<'_> {
             let mut found = |var: &Tensor, new| sums.found(var, new);
             if !model.embed_backward(&batch.ids_n, &dy_nd, &mut ctx, &mut found)? {
                 let store = (embedded * &dy_nd)?.sum_all()?.backward()?;
-                collect(self.params, &store, sums)?;
+                collect(&store, sums)?;
             }
         }
         Ok(share)
@@ -276,17 +276,18 @@ impl Step<'_> {
             for hook in self.policy.hooks.get(site) {
                 let Some(penalty) = hook.penalty(batch)? else { continue };
                 charged += f64::from(penalty.to_scalar::<f32>()?) * scale;
-                collect(self.params, &(penalty * scale)?.backward()?, sums)?;
+                collect(&(penalty * scale)?.backward()?, sums)?;
             }
         }
         Ok(charged)
     }
 }
 
-fn collect(params: &[Param], store: &GradStore, sums: &mut Sums) -> Result<()> {
-    for Param { var, .. } in params {
-        if let Some(new) = store.get(var.as_tensor()) {
-            sums.found(var, Gradient::Dense(new.clone()))?;
+/// Adds what a graph found; it knows of a block's variables and of few other tensors.
+fn collect(store: &GradStore, sums: &mut Sums) -> Result<()> {
+    for id in store.get_ids() {
+        if let Some(new) = store.get_id(*id) {
+            sums.found_by_id(*id, Gradient::Dense(new.clone()))?;
         }
     }
     Ok(())

@@ -21,6 +21,12 @@ pub struct Course<'a> {
     all: &'a Bound,
     seed: Seed,
     choice: Option<Box<dyn Choice>>,
+    /// The key of the form that chooses.
+    key: Option<&'static str>,
+    /// Of everything, what belongs to it.
+    own: Vec<Param>,
+    /// Of that, what learns.
+    now: Vec<Param>,
     /// The policy in which only the chosen variables learn.
     pub policy: Policy,
     /// The chosen variables.
@@ -43,8 +49,11 @@ pub struct Place {
 impl<'a> Course<'a> {
     /// Everything that was bound learns, until a choice says otherwise.
     pub fn new(all: &'a Bound, seed: Seed) -> Result<Self> {
-        let choice = all.form.choice()?;
-        Ok(Course { all, seed, choice, policy: all.policy.clone(), params: all.params.clone() })
+        let (key, choice) = all.form.choice()?.unzip();
+        let own = all.params.iter().zip(&all.forms).filter(|(_, form)| key == Some(**form));
+        let own: Vec<Param> = own.map(|(param, _)| param.clone()).collect();
+        let (policy, params) = (all.policy.clone(), all.params.clone());
+        Ok(Course { all, seed, choice, key, now: own.clone(), own, policy, params })
     }
 
     /// Lets the form choose again before a step; `rate` is the step's learning rate. Says what
@@ -67,7 +76,8 @@ impl<'a> Course<'a> {
             epoch_begins,
             seed: self.seed,
             all: self.all,
-            now: &self.params,
+            own: &self.own,
+            now: &self.now,
             trial: &mut trial,
         };
         let Some(Chosen { params, handover, note }) = choice.choose(&mut moment)? else {
@@ -78,9 +88,18 @@ impl<'a> Course<'a> {
         Ok(Some(handover))
     }
 
-    fn set(&mut self, params: Vec<Param>) -> Result<()> {
+    /// Lets `now` of the form's own variables learn, with all of the others, in the order in which
+    /// they were bound.
+    fn set(&mut self, now: Vec<Param>) -> Result<()> {
+        let mut params = Vec::with_capacity(self.all.params.len());
+        for (param, form) in self.all.params.iter().zip(&self.all.forms) {
+            match self.key == Some(*form) {
+                true => params.extend(now.iter().find(|p| p.name == param.name).cloned()),
+                false => params.push(param.clone()),
+            }
+        }
         self.policy = only(self.all, &params)?;
-        self.params = params;
+        (self.params, self.now) = (params, now);
         Ok(())
     }
 
@@ -88,7 +107,7 @@ impl<'a> Course<'a> {
     pub fn state(&self) -> Result<Option<StateDict>> {
         let Some(choice) = &self.choice else { return Ok(None) };
         let mut state = StateDict::default();
-        for Param { name, var, mask, .. } in &self.params {
+        for Param { name, var, mask, .. } in &self.now {
             match mask {
                 None => state.insert(format!("{WHOLE}{name}"), Tensor::new(&[0u32], var.device())?),
                 Some(mask) => {
@@ -110,7 +129,7 @@ impl<'a> Course<'a> {
             state.iter().filter_map(|(k, t)| Some((k.strip_prefix(CHOICE)?.into(), t.clone())));
         choice.load(own.collect())?;
         let mut params = Vec::new();
-        for param in &self.all.params {
+        for param in &self.own {
             let (whole, mask) = (format!("{WHOLE}{}", param.name), format!("{MASK}{}", param.name));
             let whole_var = Param { mask: None, ..param.clone() };
             if let Some(positions) = state.get(&mask) {

@@ -35,7 +35,12 @@ impl<'a> Sums<'a> {
 
     /// Adds the gradient of a variable from one place; other tensors are passed over.
     pub fn found(&mut self, var: &Tensor, gradient: Gradient) -> Result<()> {
-        let Some(param) = self.names.get(&var.id()) else { return Ok(()) };
+        self.found_by_id(var.id(), gradient)
+    }
+
+    /// The same of a variable that is known by its id.
+    pub fn found_by_id(&mut self, id: TensorId, gradient: Gradient) -> Result<()> {
+        let Some(param) = self.names.get(&id) else { return Ok(()) };
         let Param { name, var, mask, .. } = &self.params[*param];
         let gradient = match mask {
             None => gradient,

@@ -97,7 +97,7 @@ impl Choice for Budget {
         if !(self.epochs - 1).is_multiple_of(self.form.interval) {
             return Ok(None);
         }
-        let all = &now.all.params;
+        let all = now.own;
         let costs = Costs::of(now.all.policy.model.sites(), all, &now.trial.rows());
         let share = costs.backward_share(self.form.rho, self.form.min_rho_bp);
         let reached = costs.reached(share);

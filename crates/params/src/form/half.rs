@@ -226,12 +226,12 @@ impl Choice for Draw {
             let site = p.name.rsplit_once('.').and_then(|(module, _)| sites.by_module(module));
             site.is_some_and(|s| drawn.contains(&s.name))
         };
-        let params: Vec<Param> = now.all.params.iter().filter(learns).cloned().collect();
+        let params: Vec<Param> = now.own.iter().filter(learns).cloned().collect();
         if params.is_empty() {
             return Err(Error::input(format!("{KEY}.ratio"), "leaves nothing to learn"));
         }
         let count = |params: &[Param]| params.iter().map(Param::count).sum::<usize>();
-        let share = 100.0 * count(&params) as f64 / count(&now.all.params) as f64;
+        let share = 100.0 * count(&params) as f64 / count(now.own) as f64;
         let note = format!("round {}: {share:.1} % of the numbers learn", now.round + 1);
         Ok(Some(Chosen { params, handover: Handover::Fresh, note }))
     }

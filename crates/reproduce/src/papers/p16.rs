@@ -24,8 +24,8 @@ use luthier_train::{Gradients, Sums, Train};
 use luthier_update::{Start, Stepper};
 
 use crate::{
-    Estimate, Inequality, Lab, Limit, Measured, Paper, Pretraining, Sizes, Small, measure, recipe,
-    stats::mean,
+    Estimate, Inequality, Lab, Limit, Measured, Paper, Pretraining, Sizes, Small, measure, rates,
+    recipe, stats::mean,
 };
 
 mod numbers;
@@ -97,21 +97,17 @@ fn run(lab: &Lab) -> Result<Measured> {
     let mut measured = Measured::default();
     measured.add("before", RECALL, recall);
     measured.add("before", KEPT, kept);
-    let mut rates: Vec<(&str, &str)> = Vec::new();
+    let mut chosen: Vec<(&str, &'static str)> = Vec::new();
     for seed in lab.seeds() {
         let data = Data::new(Seed(seed));
         for arm in ARMS {
             let at = |rate| Run::of(lab, &base, arm, rate, seed, &data, &known);
-            let chosen = rates.iter().find(|(of, _)| *of == arm).map(|(_, rate)| *rate);
-            let run = match chosen {
+            let rate = chosen.iter().find(|(of, _)| *of == arm).map(|(_, rate)| *rate);
+            let run = match rate {
                 Some(rate) => at(rate)?,
                 None => {
-                    let mut best = at(RATES[0])?;
-                    for rate in &RATES[1..] {
-                        let next = at(rate)?;
-                        best = if next.dev > best.dev { next } else { best };
-                    }
-                    rates.push((arm, best.rate));
+                    let (rate, best) = rates::best(&RATES, |run: &Run| run.dev, at)?;
+                    chosen.push((arm, rate));
                     best
                 }
             };
@@ -133,7 +129,7 @@ fn run(lab: &Lab) -> Result<Measured> {
         measured.add(arm, HELD, held.kib());
     }
     claims(&mut measured, &held)?;
-    let at: Vec<String> = rates.iter().map(|(arm, rate)| format!("{arm} {rate}")).collect();
+    let at: Vec<String> = chosen.iter().map(|(arm, rate)| format!("{arm} {rate}")).collect();
     measured.note(format!("rates: {}", at.join(", ")));
     measured.note(TRIED);
     measured.note(format!(

@@ -31,7 +31,7 @@ use luthier_params::{
 use luthier_train::Train;
 
 use crate::{
-    Inequality, Lab, Limit, Measured, Paper, Pretraining, Sizes, Small, measure, recipe,
+    Inequality, Lab, Limit, Measured, Paper, Pretraining, Sizes, Small, measure, rates, recipe,
     stats::mean,
 };
 
@@ -94,7 +94,7 @@ fn run(lab: &Lab) -> Result<Measured> {
     let base = lab.pretrained(&how)?;
 
     let mut measured = Measured::default();
-    let mut rates: Vec<(&str, &str)> = Vec::new();
+    let mut chosen: Vec<(&str, &'static str)> = Vec::new();
     for seed in lab.seeds() {
         let data = Data::new(Seed(seed));
         let before = measure::loss(&base.policy()?, &data.base)?;
@@ -109,14 +109,13 @@ fn run(lab: &Lab) -> Result<Measured> {
         for arm in ARMS {
             let at = |rate| Run::of(lab, &base, arm, rate, seed, &data);
             let of = if matches!(arm, FREE | STRONG) { SARA } else { arm };
-            let chosen = rates.iter().find(|(arm, _)| *arm == of).map(|(_, rate)| *rate);
-            let run = match chosen {
+            let rate = chosen.iter().find(|(arm, _)| *arm == of).map(|(_, rate)| *rate);
+            let run = match rate {
                 Some(rate) => at(rate)?,
                 None => {
-                    let (low, high) = (at(RATES[0])?, at(RATES[1])?);
-                    let better = if high.dev < low.dev { high } else { low };
-                    rates.push((arm, better.rate));
-                    better
+                    let (rate, best) = rates::best(&RATES, |run: &Run| -run.dev, at)?;
+                    chosen.push((arm, rate));
+                    best
                 }
             };
             lab.say(&format!(
@@ -131,7 +130,7 @@ fn run(lab: &Lab) -> Result<Measured> {
         }
     }
     claims(&mut measured)?;
-    let at: Vec<String> = rates.iter().map(|(arm, rate)| format!("{arm} {rate}")).collect();
+    let at: Vec<String> = chosen.iter().map(|(arm, rate)| format!("{arm} {rate}")).collect();
     measured.note(format!("rates: {}", at.join(", ")));
     Ok(measured)
 }

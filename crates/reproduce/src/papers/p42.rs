@@ -19,7 +19,7 @@ use luthier_params::Params;
 use luthier_train::Train;
 
 use crate::{
-    Estimate, Inequality, Lab, Limit, Measured, Paper, Pretraining, Sizes, measure, recipe,
+    Estimate, Inequality, Lab, Limit, Measured, Paper, Pretraining, Sizes, measure, rates, recipe,
 };
 
 mod chain;
@@ -134,9 +134,8 @@ fn run(lab: &Lab) -> Result<Measured> {
             let right = |of: &[Row]| measure::exact(&bound.policy, of);
             Ok(Run { dev: right(&dev)?, test: right(&test)?, count: bound.count() })
         };
-        let [low, high] = arm.rates;
-        let (at_low, at_high) = (one(low, FIRST, ITEMS[0])?, one(high, FIRST, ITEMS[0])?);
-        let (rate, first) = if at_high.dev > at_low.dev { (high, at_high) } else { (low, at_low) };
+        let (rate, first) =
+            rates::best(&arm.rates, |run: &Run| run.dev, |rate| one(rate, FIRST, ITEMS[0]))?;
         measured.add(arm.name, COUNT, first.count as f64);
         for seed in lab.seeds() {
             for items in ITEMS {

@@ -21,7 +21,7 @@ use luthier_params::Params;
 use luthier_train::Train;
 
 use crate::{
-    Estimate, Inequality, Lab, Limit, Measured, Paper, Pretraining, Sizes, measure, recipe,
+    Estimate, Inequality, Lab, Limit, Measured, Paper, Pretraining, Sizes, measure, rates, recipe,
     stats::mean,
 };
 
@@ -132,13 +132,7 @@ fn run(lab: &Lab) -> Result<Measured> {
             };
             Ok(Run { dev: right(&dev)?, test: right(&test)?, count: bound.count(), fold })
         };
-        let (mut rate, mut first) = (arm.rates[0], one(arm.rates[0], FIRST)?);
-        for other in &arm.rates[1..] {
-            let run = one(other, FIRST)?;
-            if run.dev > first.dev {
-                (rate, first) = (other, run);
-            }
-        }
+        let (rate, first) = rates::best(&arm.rates, |run: &Run| run.dev, |rate| one(rate, FIRST))?;
         let mut first = Some(first);
         for seed in lab.seeds() {
             let run = match first.take() {

@@ -40,7 +40,7 @@ pub(super) struct Task;
 impl Choice for Task {
     fn choose(&mut self, now: &mut Moment) -> Result<Option<choice::Chosen>> {
         if now.step == 0 {
-            switch(&now.all.params)?;
+            switch(now.own)?;
         }
         Ok(None)
     }
@@ -131,29 +131,44 @@ impl Chosen {
 }
 
 impl Chooser {
-    /// Cosine of every key with the unit vector `q`.
-    fn cosines(&self, q: &[f64]) -> Result<Vec<f64>> {
-        let cosine = |key: &Var| -> Result<f64> {
-            let key = unit(&key.to_vec1::<f32>()?);
-            Ok(key.iter().zip(q).map(|(k, q)| k * q).sum())
-        };
-        self.keys.iter().map(cosine).collect()
-    }
-
-    /// The entry for these cosines.
-    fn choose(&self, cosines: &[f64], training: bool) -> Result<Option<usize>> {
+    /// What a pass chooses by.
+    fn present(&self, training: bool) -> Result<Present> {
         let penalties = match &self.penalties {
             Some(penalties) if training => penalties.to_vec1::<f32>()?,
             _ => Vec::new(),
         };
-        let scores: Vec<f64> = match penalties.iter().any(|p| *p > 0.0) {
-            true => cosines.iter().zip(&penalties).map(|(c, p)| score(*c, f64::from(*p))).collect(),
-            false => cosines.to_vec(),
+        let keys = self.keys.iter().map(|key| Ok(unit(&key.to_vec1::<f32>()?)));
+        let penalised = penalties.iter().any(|p| *p > 0.0);
+        let least = self.min_cosine.filter(|_| !training);
+        Ok(Present {
+            keys: keys.collect::<Result<_>>()?,
+            penalties: if penalised { penalties } else { Vec::new() },
+            least,
+        })
+    }
+}
+
+/// Keys and penalties as they are in a pass.
+struct Present {
+    /// Of length 1.
+    keys: Vec<Vec<f64>>,
+    /// Empty where none counts.
+    penalties: Vec<f32>,
+    /// The cosine below which no entry is chosen.
+    least: Option<f64>,
+}
+
+impl Present {
+    /// The entry for the unit vector `q`.
+    fn choose(&self, q: &[f64]) -> Option<usize> {
+        let cosine = |key: &Vec<f64>| key.iter().zip(q).map(|(k, q)| k * q).sum();
+        let cosines: Vec<f64> = self.keys.iter().map(cosine).collect();
+        let of = |i: usize| match self.penalties.get(i) {
+            Some(penalty) => score(cosines[i], f64::from(*penalty)),
+            None => cosines[i],
         };
-        let best =
-            (0..scores.len()).fold(0, |best, i| if scores[i] > scores[best] { i } else { best });
-        let near = training || self.min_cosine.is_none_or(|least| cosines[best] >= least);
-        Ok(near.then_some(best))
+        let best = (0..cosines.len()).fold(0, |best, i| if of(i) > of(best) { i } else { best });
+        self.least.is_none_or(|least| cosines[best] >= least).then_some(best)
     }
 }
 
@@ -175,6 +190,7 @@ impl Hook for Chooser {
         let mut rows = Vec::with_capacity(at.rows.b());
         let mut queries: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
         let mut used = vec![0f64; self.keys.len()];
+        let present = self.present(training)?;
         for row in (0..at.rows.b()).filter(|row| !at.rows.range(*row).is_empty()) {
             let range = at.rows.range(row);
             let goes_on = at.rows.positions_n[range.start] > 0;
@@ -184,7 +200,7 @@ impl Hook for Chooser {
             }
             let len = prompt(at.weights_n.map(|w| &w[range.clone()]), range.len());
             let q = unit(&h_nd.narrow(0, range.start, len)?.mean(0)?.to_vec1::<f32>()?);
-            let entry = self.choose(&self.cosines(&q)?, training)?;
+            let entry = present.choose(&q);
             if let Some(cache) = at.cache {
                 cache.note(row, NOTE, entry.map_or(0, |entry| entry as u64 + 1));
             }
@@ -227,13 +243,16 @@ impl Hook for Chooser {
 mod tests {
     use super::*;
 
+    /// Of the keys with the first axis.
+    const COSINES: [f64; 4] = [0.9, 0.1, -0.9, -0.2];
+
     fn chooser(penalties: &[f64], min_cosine: Option<f64>) -> Chooser {
         let var = |x: &[f64]| {
             let x: Vec<f32> = x.iter().map(|x| *x as f32).collect();
             Var::new(x.as_slice(), &Device::Cpu).unwrap()
         };
         Chooser {
-            keys: vec![var(&[1.0, 0.0]); penalties.len()],
+            keys: COSINES.map(|c| var(&[c, (1.0 - c * c).sqrt()])).to_vec(),
             counts: var(&vec![0.0; penalties.len()]),
             penalties: Some(var(penalties)),
             pull_coef: 0.5,
@@ -248,17 +267,15 @@ mod tests {
         for (got, want) in nu.iter().zip([1e-6, 1e-6, 0.5, 0.5]) {
             assert!((got / want - 1.0).abs() < 5e-6, "{nu:?}");
         }
-        let cosines = [0.9, 0.1, -0.9, -0.2];
-        let scores: Vec<f64> = cosines.iter().zip(&nu).map(|(c, nu)| score(*c, *nu)).collect();
+        let scores: Vec<f64> = COSINES.iter().zip(&nu).map(|(c, nu)| score(*c, *nu)).collect();
         for (got, want) in scores.iter().zip([9.5e-7, 5.5e-7, 0.025, 0.2]) {
             assert!((got / want - 1.0).abs() < 1e-5, "{scores:?}");
         }
         let later = chooser(&nu, None);
-        assert_eq!(later.choose(&cosines, true).unwrap(), Some(3));
-        assert_eq!(later.choose(&cosines, false).unwrap(), Some(0));
+        let choose = |of: &Chooser, training| of.present(training).unwrap().choose(&[1.0, 0.0]);
+        assert_eq!((choose(&later, true), choose(&later, false)), (Some(3), Some(0)));
         let first = chooser(&[0.0; 4], Some(0.95));
-        assert_eq!(first.choose(&cosines, true).unwrap(), Some(0));
-        assert_eq!(first.choose(&cosines, false).unwrap(), None);
+        assert_eq!((choose(&first, true), choose(&first, false)), (Some(0), None));
     }
 
     #[test]

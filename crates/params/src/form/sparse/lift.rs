@@ -114,8 +114,8 @@ impl Choice for Refresh {
         if now.step == 0 || !now.step.is_multiple_of(self.0.update_interval) {
             return Ok(None);
         }
-        let masks = self.0.choose(&now.all.params, now.seed.split("lift").at(now.step))?;
-        let params = masked(&now.all.params, masks)?;
+        let masks = self.0.choose(now.own, now.seed.split("lift").at(now.step))?;
+        let params = masked(now.own, masks)?;
         let stay = |(old, new): (&Param, &Param)| overlap(old.mask.as_ref(), new.mask.as_ref());
         let stayed: usize = now.now.iter().zip(&params).map(stay).sum();
         let of: usize = params.iter().map(Param::count).sum();

@@ -13,7 +13,7 @@ use luthier_core::{Error, Mask, Param, Result, Seed, StateDict};
 use serde::{Deserialize, Serialize};
 
 use super::{Rule, check_density, masked, share};
-use crate::{Bound, Choice, Chosen, Handover, Moment, form::weights, own};
+use crate::{Choice, Chosen, Handover, Moment, form::weights, own};
 
 /// `[train.params.sparse.lottery]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -64,22 +64,6 @@ struct Tickets {
     chosen: Vec<Mask>,
 }
 
-/// The variables that entries are chosen from, without masks; others are those of another form.
-fn tickets(all: &Bound) -> Vec<Param> {
-    let own = all.params.iter().zip(&all.forms).filter(|(_, form)| **form == "sparse");
-    own.map(|(param, _)| Param { mask: None, ..param.clone() }).collect()
-}
-
-/// Everything that may learn, in its order, with `tickets` in their places.
-fn beside(all: &Bound, tickets: Vec<Param>) -> Vec<Param> {
-    let mut tickets = tickets.into_iter();
-    let place = |(param, form): (&Param, &&str)| match *form {
-        "sparse" => tickets.next().unwrap_or_else(|| param.clone()),
-        _ => param.clone(),
-    };
-    all.params.iter().zip(&all.forms).map(place).collect()
-}
-
 fn snapshot(params: &[Param]) -> Result<StateDict> {
     params.iter().map(|p| Ok((p.name.clone(), p.var.as_detached_tensor().copy()?))).collect()
 }
@@ -96,15 +80,14 @@ impl Tickets {
             return Ok(None);
         }
         self.begun = snapshot(&now.all.params)?;
-        let params = beside(now.all, tickets(now.all));
+        let params = now.own.to_vec();
         let note = format!("round {}: everything learns again", now.round + 1);
         Ok(Some(Chosen { params, handover: Handover::Fresh, note }))
     }
 
     fn winners_learn(&mut self, now: &Moment) -> Result<Option<Chosen>> {
-        let all = tickets(now.all);
-        let mut scores = Vec::with_capacity(all.len());
-        for (i, Param { name, var, .. }) in all.iter().enumerate() {
+        let mut scores = Vec::with_capacity(now.own.len());
+        for (i, Param { name, var, .. }) in now.own.iter().enumerate() {
             let (mut moved, base) = (weights::values(var)?, numbers(&self.base, name)?);
             moved.iter_mut().zip(&base).for_each(|(now, base)| *now = (*now - base).abs());
             // What is chosen already stays so and does not compete.
@@ -117,10 +100,10 @@ impl Tickets {
         for Param { name, var, .. } in &now.all.params {
             own::set(var, numbers(begun, name)?)?;
         }
-        let (share, iteration) = (share(&all, self.rule.density), now.round / 2 + 1);
+        let (share, iteration) = (share(now.own, self.rule.density), now.round / 2 + 1);
         let count = share * iteration / self.rule.iterations;
         self.chosen = weights::largest(&scores, count)?;
-        let params = beside(now.all, masked(&all, self.chosen.clone())?);
+        let params = masked(now.own, self.chosen.clone())?;
         let note = format!("round {}: back to the start, {count} entries learn", now.round + 1);
         Ok(Some(Chosen { params, handover: Handover::Fresh, note }))
     }

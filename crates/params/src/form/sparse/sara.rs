@@ -104,7 +104,7 @@ impl Choice for Again {
     fn choose(&mut self, now: &mut Moment) -> Result<Option<Chosen>> {
         if now.step == 0 && now.round == 0 {
             // The weights still are those that the first masks were taken from.
-            self.threshold = Some(self.rule.threshold(&sizes(&now.all.params)?, &now.all.params));
+            self.threshold = Some(self.rule.threshold(&sizes(now.own)?, now.own));
             return Ok(None);
         }
         let due = (self.rule.progressive * now.steps as f64).round() as u64;

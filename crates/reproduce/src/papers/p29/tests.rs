@@ -136,7 +136,7 @@ fn the_census_counts_what_the_form_chooses() {
     let small = Small::random(TINY, Seed(1)).unwrap();
     let mut bound = small.bind(&settings(SARA, "3e-4", 5).unwrap()).unwrap();
     let census = Census::take(&mut bound, 1).unwrap();
-    let mut choice = bound.form.choice().unwrap().unwrap();
+    let mut choice = bound.form.choice().unwrap().unwrap().1;
     let mut choose = |step| {
         let mut moment = Moment {
             round: 0,
@@ -145,6 +145,7 @@ fn the_census_counts_what_the_form_chooses() {
             epoch_begins: false,
             seed: Seed(1),
             all: &bound,
+            own: &bound.params,
             now: &bound.params,
             trial: &mut Nothing,
         };
