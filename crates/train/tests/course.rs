@@ -12,8 +12,8 @@ use luthier_testkit::golden;
 use luthier_train::{Job, Train, checkpoint, log::metrics};
 use luthier_update::{Start, Update};
 
-fn model() -> Arc<dyn Model> {
-    let source = Source::open(&golden::golden("models/llama")).unwrap();
+fn model(name: &str) -> Arc<dyn Model> {
+    let source = Source::open(&golden::golden(&format!("models/{name}"))).unwrap();
     Arc::new(Decoder::load(&source, Precision::F32, |_, _| ()).unwrap())
 }
 
@@ -46,7 +46,7 @@ const CHOICES: [(&str, &str); 11] = [
 
 fn bound(form: &str) -> Bound {
     let params: Params = toml::from_str(form).unwrap();
-    params.bind(&model(), Seed(5)).unwrap()
+    params.bind(&model("llama"), Seed(5)).unwrap()
 }
 
 fn config() -> Train {
@@ -146,6 +146,18 @@ fn what_was_never_chosen_is_what_it_was() {
             _ => assert!(moved <= all / 10 + 1, "{name}: {moved} of {all}"),
         }
     }
+}
+
+#[test]
+fn a_form_that_leaves_biases_alone_rests_nothing_of_another() {
+    // Its attention has biases, which a sparse form does not choose from.
+    let text = "[sparse.random]\ndensity = 0.1\n[full]\nat = \"layers.0.attn_norm\"\n";
+    let params: Params = toml::from_str(text).unwrap();
+    let bound = params.bind(&model("qwen2"), Seed(5)).unwrap();
+    let norm = bound.params.iter().find(|p| p.name.ends_with("input_layernorm.weight")).unwrap();
+    let before = numbers(norm);
+    run(&bound, &config(), tempfile::tempdir().unwrap().path(), false);
+    assert!(numbers(norm).iter().zip(&before).all(|(is, was)| is != was));
 }
 
 #[test]

@@ -146,11 +146,12 @@ impl Estimate {
     fn text(&self) -> String {
         match (self.mean, self.standard_error) {
             (None, _) => "–".to_string(),
-            (Some(mean), Some(error)) if error > 0.0 => {
+            // Below that it is the rounding of equal values.
+            (Some(mean), Some(error)) if error > mean.abs() * 1e-9 => {
                 let digits = (1.0 - error.log10().floor()).max(0.0) as usize;
                 format!("{mean:.digits$} ± {error:.digits$}")
             }
-            (Some(mean), _) => mean.to_string(),
+            (Some(mean), _) => (mean + 0.0).to_string(),
         }
     }
 }

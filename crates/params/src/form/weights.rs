@@ -18,12 +18,13 @@ pub(crate) fn learn(
     scope: &mut Scope,
 ) -> Result<Policy> {
     let ids: Vec<_> = sites.iter().map(|site| site.id).collect();
-    let (mut model, mut vars) = policy.model.learn(&ids)?;
-    let all = vars.len();
-    vars.retain(|(name, var)| wanted(name, var));
-    if vars.len() < all {
-        let kept: Vec<_> = vars.iter().map(|(_, var)| var.as_tensor().id()).collect();
-        model = model.resting(&|w| kept.contains(&w.id()))?;
+    let (mut model, vars) = policy.model.learn(&ids)?;
+    let (vars, unwanted): (Vec<_>, Vec<_>) =
+        vars.into_iter().partition(|(name, var)| wanted(name, var));
+    if !unwanted.is_empty() {
+        // These alone: what another form put there goes on learning.
+        let rest: Vec<_> = unwanted.iter().map(|(_, var)| var.as_tensor().id()).collect();
+        model = model.resting(&|w| !rest.contains(&w.id()))?;
     }
     scope.adopt(vars)?;
     Ok(Policy { model, hooks: policy.hooks })

@@ -9,6 +9,9 @@
 //! choosing counts as time. Importance is compared with the fall of the loss on the same rows when one
 //! tensor takes its trial step alone, for every tensor of the pretrained model.
 //!
+//! Tried before, at 1e-4 and 1e-3 for LoRA: all weights 0.403, LoRA 0.137, every other arm 0; left
+//! because all weights had not learned the task.
+//!
 //! **Departures**: (1) words are letters as tokens, marks stand for the template; (2) LoRA at ten times
 //! the rate of the others, as in the bundled recipes, instead of the same; (3) all seeds start from one
 //! pretrained model and differ in data, order and draw; (4) the arm of the highest tensors that fit is
@@ -168,7 +171,7 @@ fn claims(measured: &mut Measured) -> Result<()> {
 
 /// The settings of an arm; `drawn` are the sites that learn where they are drawn.
 fn settings(arm: &str, seed: u64, drawn: Globs) -> Result<Train> {
-    let rate = if arm == LORA { "learning_rate=1e-3" } else { "learning_rate=1e-4" };
+    let rate = if arm == LORA { "learning_rate=3e-3" } else { "learning_rate=3e-4" };
     let mut set = vec!["batch_size=8", "micro_tokens=560", "epochs=2", rate];
     let path = match arm {
         LORA => "recipes/lora/sft.toml",
@@ -354,7 +357,7 @@ mod tests {
             config.params = all.params.clone();
             if arm == LORA {
                 let adamw = config.update.adamw.as_mut().unwrap();
-                assert_eq!(std::mem::replace(&mut adamw.learning_rate, 1e-4), 1e-3);
+                assert_eq!(std::mem::replace(&mut adamw.learning_rate, 3e-4), 3e-3);
             }
             assert_eq!(config, all, "{arm}");
         }

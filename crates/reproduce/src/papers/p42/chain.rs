@@ -6,7 +6,7 @@ use crate::measure;
 
 const LETTERS: usize = 10;
 const ARROW: u32 = LETTERS as u32;
-/// Names of rules, which stand in front.
+/// Names of rules.
 const MARKS: u32 = ARROW + 1;
 /// Tokens.
 pub const VOCAB: usize = MARKS as usize + RULES;
@@ -26,39 +26,34 @@ pub struct Chain {
 
 /// `n` rows, as many of each rule.
 pub fn rows(n: usize, seed: Seed, row: fn(&Chain, usize) -> Row) -> Vec<Row> {
-    of_rules(RULES, n, seed, row)
-}
-
-/// `x → y → z`, to go on with `z`, by all rules whose next step can be known.
-pub fn foreseeable(n: usize, seed: Seed) -> Vec<Row> {
-    of_rules(SHUFFLED, n, seed, last)
-}
-
-fn of_rules(rules: usize, n: usize, seed: Seed, row: fn(&Chain, usize) -> Row) -> Vec<Row> {
     let mut rng = seed.rng();
-    (0..n).map(|example| row(&Chain::draw(example % rules, &mut rng), example)).collect()
+    (0..n).map(|example| row(&Chain::draw(example % RULES, &mut rng), example)).collect()
 }
 
-/// `x → y → z`, to go on with `y` and `z`; every other time the rule's mark stands in front.
+/// `x → y → z`, to go on with `y` and `z`, and every other time with the rule's mark.
 pub fn read(chain: &Chain, example: usize) -> Row {
     let Chain { rule, x, y, z } = chain;
-    let mark = [MARKS + *rule as u32];
+    let mark = [ARROW, MARKS + *rule as u32];
     let mark = if (example / RULES).is_multiple_of(2) { &mark[..] } else { &[] };
-    measure::row(&[mark, x, &[ARROW]].concat(), &[&y[..], &[ARROW], z].concat(), example)
+    measure::row(&[&x[..], &[ARROW]].concat(), &[&y[..], &[ARROW], z, mark].concat(), example)
 }
 
-fn last(chain: &Chain, example: usize) -> Row {
-    let Chain { x, y, z, .. } = chain;
-    measure::row(&[&x[..], &[ARROW], y, &[ARROW]].concat(), z, example)
+/// `x → y → z`, to go on with the rule's mark.
+pub fn named(chain: &Chain, example: usize) -> Row {
+    chain.then(MARKS + chain.rule as u32, example)
 }
 
-/// `x → y → a`, to answer with `a`.
+/// `x → y → z`, to answer with the rule's letter.
 pub fn asked(chain: &Chain, example: usize) -> Row {
-    let Chain { x, y, rule, .. } = chain;
-    measure::row(&[&x[..], &[ARROW], y, &[ARROW]].concat(), &[*rule as u32], example)
+    chain.then(chain.rule as u32, example)
 }
 
 impl Chain {
+    fn then(&self, answer: u32, example: usize) -> Row {
+        let Chain { x, y, z, .. } = self;
+        measure::row(&[&x[..], &[ARROW], y, &[ARROW], z, &[ARROW]].concat(), &[answer], example)
+    }
+
     /// Different letters; no rule but `rule` could have made `y` of them.
     fn draw(rule: usize, rng: &mut Rng) -> Self {
         loop {
@@ -126,14 +121,16 @@ mod tests {
     #[test]
     fn only_what_follows_an_arrow_is_learned() {
         let texts = rows(8, Seed(2), read);
-        assert_eq!((texts[2].ids[0], texts[2].len()), (MARKS + 2, texts[5].len() + 1));
-        let text = &texts[5];
-        assert_eq!((text.len(), text.trained()), (3 * LENGTH + 1, 2 * LENGTH + 1));
-        assert_eq!((text.ids[LENGTH], text.ids[2 * LENGTH + 1]), (ARROW, ARROW));
-        assert_eq!(foreseeable(8, Seed(2))[5].trained(), LENGTH);
-        let question = &rows(8, Seed(2), asked)[6];
-        assert_eq!((question.trained(), question.ids[2 * LENGTH + 1]), (1, ARROW));
-        assert_eq!(question.targets.last(), Some(&2));
+        assert_eq!((texts[5].len(), texts[5].trained()), (3 * LENGTH + 1, 2 * LENGTH + 1));
+        assert_eq!((texts[2].len(), texts[2].trained()), (3 * LENGTH + 3, 2 * LENGTH + 3));
+        assert_eq!((texts[2].ids[LENGTH], texts[2].ids[2 * LENGTH + 1]), (ARROW, ARROW));
+        assert_eq!(texts[2].targets.last(), Some(&(MARKS + 2)));
+        for (question, answer) in [(asked as fn(&Chain, usize) -> Row, 2), (named, MARKS + 2)] {
+            let question = &rows(8, Seed(2), question)[6];
+            assert_eq!((question.trained(), question.len()), (1, 3 * LENGTH + 3));
+            assert_eq!(question.ids.last(), Some(&ARROW));
+            assert_eq!(question.targets.last(), Some(&answer));
+        }
         // Fewer examples are the first of more.
         assert_eq!(rows(50, Seed(2), asked), rows(150, Seed(2), asked)[..50]);
     }
