@@ -1,10 +1,13 @@
 """Merges of pico models as mergekit 0.1.5 makes them, in f32.
 
 Writes merges/{base,a,b,c}/ (the models), merges/*.yml (the files that both programs read) and
-merges/expected.safetensors, where `<file>/<tensor>` is a tensor of that file's merge. Needs mergekit
-in the environment; nothing else of the golden values does.
+merges/expected.safetensors, where `<file>/<tensor>` is a tensor of that file's merge. merges/tokens/
+has the same for models with differing vocabularies, and the vocabulary of every merge (the ids of
+added tokens are mergekit's draws, so rows are compared by token). Needs mergekit in the environment;
+nothing else of the golden values does.
 """
 
+import json
 import os
 import pathlib
 import shutil
@@ -95,6 +98,10 @@ CASES = {
     "arcee_fusion": merge("arcee_fusion", PAIR, base="base"),
     "passthrough": merge("passthrough", STACK),
     "ram": merge("ram", THREE, "epsilon: 0.05", "base"),
+    # Adapters of one base: half of one, and one by mergekit's longer form.
+    "adapters": merge("task_arithmetic",
+                      models(("base+lora", "weight: 0.5"), ("{model: a, lora: lora}", "weight: -0.3")),
+                      base="base"),
     "ramplus_tl": merge("ramplus_tl", THREE, "epsilon: 0.05, r: 0.5", "base"),
 }
 
@@ -104,6 +111,19 @@ def make(name, model):
     model.save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)
     (folder / "generation_config.json").unlink(missing_ok=True)
+
+
+def make_lora(config):
+    from peft import LoraConfig, get_peft_model
+
+    model = AutoModelForCausalLM.from_config(config).float()
+    settings = LoraConfig(r=3, lora_alpha=5, target_modules=["q_proj", "down_proj"],
+                          task_type="CAUSAL_LM", base_model_name_or_path="base")
+    model = get_peft_model(model, settings)
+    fill([(n, p) for n, p in model.named_parameters() if "lora_" in n], 710, 0.3)
+    model.save_pretrained(FOLDER / "lora")
+    (FOLDER / "lora" / "README.md").unlink(missing_ok=True)
+    (FOLDER / "lora" / "adapter_model.safetensors").chmod(0o644)
 
 
 def main():
@@ -125,13 +145,15 @@ def main():
                 # What a tuned model has of its own, next to what it kept.
                 p.copy_(start[key] + size * (p - p.mean()))
         make(name, base)
+    make_lora(config)
     os.chdir(FOLDER)
     expected = {}
     for case, text in CASES.items():
         pathlib.Path(f"{case}.yml").write_text(text)
         parsed = MergeConfiguration.model_validate(yaml.safe_load(text))
         with tempfile.TemporaryDirectory() as out:
-            options = MergeOptions(copy_tokenizer=False, write_model_card=False, quiet=True)
+            options = MergeOptions(copy_tokenizer=False, write_model_card=False, quiet=True,
+                                   lora_merge_cache=f"{out}/cache", lora_merge_dtype="float32")
             run_merge(parsed, out, options)
             for file in pathlib.Path(out).glob("*.safetensors"):
                 with safe_open(file, "pt") as tensors:
@@ -141,5 +163,91 @@ def main():
     save(expected, "merges/expected.safetensors")
 
 
+# Tokens of three models in the order of their ids, and rows of their tables (some are nobody's).
+SHARED = ["<unk>", "<s>", "</s>", "a", "b", "c", "d", "e", "f", "g"]
+SPEAKERS = {
+    "plain": (SHARED + ["x", "y"], 14),
+    "chat": (SHARED[:6] + ["z"] + SHARED[6:] + ["<|im_start|>", "<|im_end|>"], 13),
+    "code": (SHARED[:3] + list(reversed(SHARED[3:])) + ["y", "<|fim|>", "<|im_end|>"], 16),
+}
+ADDED = {"<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|fim|>"}
+TALK = models(("chat", "weight: 0.6"), ("code", "weight: 0.9"))
+ALL = models(("plain", "weight: 0.5"), ("chat", "weight: 0.6"), ("code", "weight: 0.9"))
+RULES = """tokenizer:
+  source: union
+  tokens:
+    <|im_start|>: {source: chat}
+    <|im_end|>: {source: code, force: true}
+    <|fim|>: {source: {kind: zero}}
+    z: {source: {kind: model_token, model: plain, token: x}}
+    <|new|>: {source: {kind: model_token, model: code, token_id: 4}}
+  pad_to_multiple_of: 8
+dtype: float32"""
+SPOKEN = {
+    "union": merge("linear", ALL, more="tokenizer: {source: union}\ndtype: float32"),
+    "union_base": merge("task_arithmetic", TALK, "lambda: 0.8", "plain",
+                        "tokenizer_source: union\ndtype: float32"),
+    "of_base": merge("task_arithmetic", TALK, "", "plain",
+                     "tokenizer: {source: base}\ndtype: float32"),
+    "of_code": merge("linear", ALL, more="tokenizer: {source: code}\ndtype: float32"),
+    "rules": merge("linear", ALL, more=RULES),
+    "ties": merge("ties", models(("chat", "weight: 0.6, density: 0.5"),
+                                 ("code", "weight: 0.9, density: 0.4")), base="plain",
+                  # No equal numbers, of which TIES keeps whichever it meets first.
+                  more="tokenizer: {source: union}\ndtype: float32"),
+}
+
+
+def speaker(name, seed, tied):
+    from tokenizers import AddedToken, Tokenizer, models as kinds, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokens, rows = SPEAKERS[name]
+    tokenizer = Tokenizer(kinds.BPE({t: i for i, t in enumerate(tokens)}, [], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_tokens([AddedToken(t, special=True, normalized=False)
+                          for t in tokens if t in ADDED])
+    folder = FOLDER / "tokens" / name
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>",
+                            eos_token="</s>").save_pretrained(folder)
+    sizes = dict(SIZES, vocab_size=rows, num_hidden_layers=1, tie_word_embeddings=tied)
+    config = AutoConfig.for_model("llama", **sizes)
+    config.dtype = "float32"
+    model = AutoModelForCausalLM.from_config(config).float()
+    fill(model.named_parameters(), seed)
+    model.save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+
+
+def tokens():
+    """The merges of differing vocabularies."""
+    from mergekit.config import MergeConfiguration
+    from mergekit.merge import MergeOptions, run_merge
+    from transformers import AutoTokenizer
+    import yaml
+
+    shutil.rmtree(FOLDER / "tokens", ignore_errors=True)
+    for i, name in enumerate(SPEAKERS):
+        speaker(name, 720 + i, False)
+    os.chdir(FOLDER / "tokens")
+    expected, vocabularies = {}, {}
+    for case, text in SPOKEN.items():
+        pathlib.Path(f"{case}.yml").write_text(text + "\n")
+        parsed = MergeConfiguration.model_validate(yaml.safe_load(text))
+        with tempfile.TemporaryDirectory() as out:
+            run_merge(parsed, out, MergeOptions(write_model_card=False, quiet=True))
+            vocabularies[case] = dict(sorted(AutoTokenizer.from_pretrained(out).get_vocab().items()))
+            for file in pathlib.Path(out).glob("*.safetensors"):
+                with safe_open(file, "pt") as tensors:
+                    for name in ["model.embed_tokens.weight", "lm_head.weight"]:
+                        if name in tensors.keys():
+                            expected[f"{case}/{name}"] = tensors.get_tensor(name).float()
+        print(case, len(vocabularies[case]), expected[f"{case}/model.embed_tokens.weight"].shape)
+    save(expected, "merges/tokens/expected.safetensors")
+    pathlib.Path("vocabularies.json").write_text(json.dumps(vocabularies, indent=1) + "\n")
+
+
 if __name__ == "__main__":
     main()
+    tokens()

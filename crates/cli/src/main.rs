@@ -40,6 +40,12 @@ enum Verb {
     Merge(verb::merge::Args),
     /// Check or convert adapter folders
     Adapter(verb::adapter::Args),
+    /// Change facts in a model with an editor trained for it
+    Edit(verb::edit::Args),
+    /// Set the weights that matter most on given data to 0
+    Prune(verb::prune::Args),
+    /// Show what was new in a model's tuning data, without the data
+    Explore(verb::explore::Args),
     /// Measure a model: one probe, one file
     Probe(verb::probe::Args),
     /// Write the HTML report of a finished run again
@@ -69,6 +75,9 @@ fn run(cli: Cli) -> Result<()> {
         Verb::Fold(args) => verb::fold::run(args),
         Verb::Merge(args) => verb::merge::run(args),
         Verb::Adapter(args) => verb::adapter::run(args),
+        Verb::Edit(args) => verb::edit::run(args),
+        Verb::Prune(args) => verb::prune::run(args),
+        Verb::Explore(args) => verb::explore::run(args),
         Verb::Probe(args) => verb::probe::run(args),
         Verb::Report(args) => verb::report::run(args),
         Verb::Methods(args) => verb::methods::run(args),

@@ -18,6 +18,8 @@ pub struct Row {
     pub weights: Vec<f32>,
     /// Index of the example in its table.
     pub example: usize,
+    /// The log-probability that a reference gives its targets, for objectives that compare with one.
+    pub reference: f64,
 }
 
 impl Row {
@@ -34,6 +36,7 @@ impl Row {
             targets: tokens[1..].to_vec(),
             weights: weights[1..].to_vec(),
             example,
+            reference: 0.0,
         }
     }
 
@@ -118,6 +121,8 @@ pub struct Batch {
     pub rows: Arc<Rows>,
     /// Example index of each row.
     pub examples_b: Vec<usize>,
+    /// What a reference says of each row.
+    pub references_b: Vec<f64>,
 }
 
 impl Batch {
@@ -131,6 +136,7 @@ impl Batch {
             weights_n: rows.iter().flat_map(|r| r.weights.iter().copied()).collect(),
             rows: Arc::new(Rows::new(&lengths, |_| 0)),
             examples_b: rows.iter().map(|r| r.example).collect(),
+            references_b: rows.iter().map(|r| r.reference).collect(),
         }
     }
 

@@ -97,6 +97,23 @@ impl Cache {
         }
     }
 
+    /// Forgets the tokens of the sequence of row `row` from position `len` on. What hooks noted stays:
+    /// they note what they saw in the prompt.
+    pub fn truncate(&mut self, row: usize, len: usize) {
+        let slot = self.slots[row];
+        let held = self.lengths[slot];
+        if len >= held {
+            return;
+        }
+        for Kv { k, v } in &mut self.sequences[slot] {
+            for numbers in [k, v] {
+                // What a position holds depends on the layer's heads.
+                numbers.truncate(numbers.len() / held * len);
+            }
+        }
+        self.lengths[slot] = len;
+    }
+
     /// Copies sequence `from` over sequence `to` (a shared prompt is read once).
     pub fn fork(&mut self, from: usize, to: usize) {
         self.sequences[to] = self.sequences[from].clone();
@@ -115,6 +132,28 @@ impl Cache {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sequence_can_be_cut_and_others_stay() {
+        let mut cache = Cache::new(2, 2);
+        for (layer, width) in [(0, 1), (1, 3)] {
+            for row in 0..2 {
+                let numbers = (0..5 * width).map(|x| x as f32).collect();
+                cache.kv(row, layer).k = Held::F32(numbers);
+                cache.kv(row, layer).v = Held::Bf16(vec![half::bf16::ONE; 5 * width]);
+            }
+        }
+        cache.advance([5, 5]);
+        cache.truncate(1, 2);
+        cache.truncate(1, 4);
+        assert_eq!((cache.len(0), cache.len(1)), (5, 2));
+        for (layer, width) in [(0, 1), (1, 3)] {
+            let Held::F32(k) = &cache.read(1, layer).k else { panic!("kept as it was") };
+            assert_eq!((k.len(), k[2 * width - 1]), (2 * width, (2 * width - 1) as f32));
+            assert_eq!(cache.read(1, layer).v.len(), 2 * width);
+            assert_eq!(cache.read(0, layer).k.len(), 5 * width);
+        }
+    }
 
     #[test]
     fn notes_follow_their_sequence() {

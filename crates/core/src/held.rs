@@ -26,6 +26,14 @@ impl Held {
         }
     }
 
+    /// Keeps the first `n`.
+    pub fn truncate(&mut self, n: usize) {
+        match self {
+            Held::F32(x) => x.truncate(n),
+            Held::Bf16(x) => x.truncate(n),
+        }
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

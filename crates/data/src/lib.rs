@@ -39,6 +39,8 @@ pub enum Kind {
     Split(choose::split::Split),
     /// See [`transform::system`].
     System(transform::system::System),
+    /// See [`transform::response_only`].
+    ResponseOnly(transform::response_only::ResponseOnly),
     /// See [`mix::shuffle`].
     Shuffle(mix::shuffle::Shuffle),
 }
@@ -53,6 +55,7 @@ impl Kind {
             Kind::Dedup(_) => "dedup",
             Kind::Split(_) => "split",
             Kind::System(_) => "system",
+            Kind::ResponseOnly(_) => "response_only",
             Kind::Shuffle(_) => "shuffle",
         }
     }
@@ -67,6 +70,7 @@ impl Step for Kind {
             Kind::Dedup(step) => step.apply(table, seed),
             Kind::Split(step) => step.apply(table, seed),
             Kind::System(step) => step.apply(table, seed),
+            Kind::ResponseOnly(step) => step.apply(table, seed),
             Kind::Shuffle(step) => step.apply(table, seed),
         }
     }
@@ -94,5 +98,6 @@ pub const METHODS: &[Method] = &[
         about: "one side of a split that keeps equal rows together",
     },
     Method { paper: None, name: "system", about: "a system turn for conversations without one" },
+    Method { paper: Some(45), name: "response_only", about: "answers without their questions" },
     Method { paper: None, name: "shuffle", about: "the same rows in a seeded random order" },
 ];

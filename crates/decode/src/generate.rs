@@ -6,21 +6,22 @@
 //! sequence becomes depends on its prompt, its index and the seed; its company changes no more than
 //! the rounding of a logit, where few rows are multiplied in another order than many.
 
+mod laid;
 mod live;
 mod options;
+mod speculate;
 
-use std::sync::Arc;
-
-use luthier_core::{Error, Policy, Result, Rows, Seed};
+use luthier_core::{Error, Policy, Result, Seed};
 use luthier_kernels::{pool::Buffer, threads};
 use serde::{Deserialize, Serialize};
 
-pub use options::Generate;
+pub(crate) use laid::{Laid, Reading};
+pub use options::{Draft, Generate};
 
 use crate::{
     Combine, Constrain, SoFar, Source, TokenText,
     combine::{Identity, log_z},
-    sources::{PolicySource, Step},
+    sources::PolicySource,
 };
 use live::Live;
 
@@ -84,108 +85,153 @@ pub fn generate_from(
     on_token: &mut dyn FnMut(usize, u32, &str),
 ) -> Result<Vec<Generated>> {
     let Parts { mut sources, combine, mut constrain } = parts;
-    options.check()?;
+    options.check(sources.len())?;
     combine.check(sources.len())?;
     let vocab = common_vocab(&sources)?;
     check_prompts(prompts, vocab, options)?;
     constrain.extend(options.constraints());
+    let task = Task { combine, constrain: &constrain, prompts, options, vocab };
     // A token is hundreds of small operations: the threads stay awake for all of them.
-    threads::together(|| run(&mut sources, combine, &constrain, prompts, options, tokens, on_token))
+    threads::together(|| task.run(&mut sources, tokens, on_token))
 }
 
-fn run(
-    sources: &mut [Box<dyn Source + '_>],
-    combine: &dyn Combine,
-    constrain: &[Box<dyn Constrain>],
-    prompts: &[Vec<u32>],
-    options: &Generate,
-    tokens: &dyn TokenText,
-    on_token: &mut dyn FnMut(usize, u32, &str),
-) -> Result<Vec<Generated>> {
-    let vocab = sources[0].vocab();
-    let mut logits_sbv = vec![Vec::new(); sources.len()];
-    let mut done: Vec<Option<Generated>> = vec![None; prompts.len()];
-    let mut waiting = (0..prompts.len()).peekable();
-    let mut free: Vec<usize> = (0..options.max_batch).rev().collect();
-    let mut live: Vec<Live> = Vec::new();
-    loop {
-        let mut entering = 0;
-        while let Some(sequence) = waiting.peek().copied() {
-            let room = options.room(prompts[sequence].len());
-            if room == 0 {
-                done[sequence] = Some(Live::new(sequence, 0, &[], options).finish(Finish::Length));
+/// What stays the same from the first token to the last.
+struct Task<'a> {
+    combine: &'a dyn Combine,
+    constrain: &'a [Box<dyn Constrain>],
+    prompts: &'a [Vec<u32>],
+    options: &'a Generate,
+    vocab: usize,
+}
+
+/// A token, its log-probability if that was asked for, and what choosing remembers.
+struct Chosen {
+    token: u32,
+    logprob: Option<f32>,
+    memory: f32,
+}
+
+impl Task<'_> {
+    fn run(
+        &self,
+        sources: &mut [Box<dyn Source + '_>],
+        tokens: &dyn TokenText,
+        on_token: &mut dyn FnMut(usize, u32, &str),
+    ) -> Result<Vec<Generated>> {
+        let Task { prompts, options, .. } = *self;
+        let mut done: Vec<Option<Generated>> = vec![None; prompts.len()];
+        let mut waiting = (0..prompts.len()).peekable();
+        let mut free: Vec<usize> = (0..options.max_batch).rev().collect();
+        let mut live: Vec<Live> = Vec::new();
+        loop {
+            let mut entering = 0;
+            while let Some(sequence) = waiting.peek().copied() {
+                let room = options.room(prompts[sequence].len());
+                if room == 0 {
+                    let empty = Live::new(sequence, 0, &[], options).finish(Finish::Length);
+                    done[sequence] = Some(empty);
+                    waiting.next();
+                    continue;
+                }
+                entering += prompts[sequence].len();
+                let crowded =
+                    entering > options.prefill_tokens && entering > prompts[sequence].len();
+                let Some(slot) = (if crowded { None } else { free.pop() }) else { break };
                 waiting.next();
-                continue;
+                live.push(Live::new(sequence, slot, &prompts[sequence], options));
             }
-            entering += prompts[sequence].len();
-            let crowded = entering > options.prefill_tokens && entering > prompts[sequence].len();
-            let Some(slot) = (if crowded { None } else { free.pop() }) else { break };
-            waiting.next();
-            live.push(Live::new(sequence, slot, &prompts[sequence], options));
-        }
-        if live.is_empty() {
-            break;
-        }
+            if live.is_empty() {
+                break;
+            }
 
-        step(sources, &live, &mut logits_sbv)?;
-        // Rows do not know of each other, so their tokens are chosen side by side.
-        let choose = |row: usize, seq: &Live| {
-            let rows: Vec<&[f32]> =
-                logits_sbv.iter().map(|all| &all[row * vocab..][..vocab]).collect();
-            let mut logits_v = Buffer::new(vocab);
-            combine.combine(&rows, &mut logits_v);
-            let raw = options.logprobs.then(|| Buffer::copy(&logits_v));
-            let so_far = SoFar { prompt: &prompts[seq.sequence], tokens: &seq.tokens };
-            constrain.constrain(&so_far, &mut logits_v);
-            let seed = Seed(options.sampler.seed).split("sample").at(seq.sequence as u64);
-            let mut rng = seed.at(seq.tokens.len() as u64).rng();
-            let token = options
-                .sampler
-                .choose(&so_far, &mut logits_v, &mut rng)
-                .map_err(|e| place(e, seq.sequence, seq.tokens.len()))?;
-            let logprob = raw.map(|raw| (f64::from(raw[token as usize]) - log_z(&raw)) as f32);
-            Ok((token, logprob))
-        };
-        /// A token and, if asked for, its log-probability.
-        type Chosen = Option<Result<(u32, Option<f32>)>>;
-        let mut chosen: Vec<Chosen> = live.iter().map(|_| None).collect();
-        let tasks = chosen.iter_mut().zip(&live).enumerate().collect();
-        threads::for_each(tasks, |(row, (chosen, seq))| *chosen = Some(choose(row, seq)));
-        for (seq, chosen) in live.iter_mut().zip(chosen) {
-            let (token, logprob) = chosen.expect("a token was chosen for every row")?;
-            let room = options.room(prompts[seq.sequence].len());
-            let piece = seq.accept(token, logprob, room, options, tokens);
-            on_token(seq.sequence, token, &piece);
-        }
+            let chosen = match options.draft {
+                None => self.next(sources, &live)?,
+                Some(draft) => self.drafted(sources, &live, draft)?,
+            };
+            for (seq, chosen) in live.iter_mut().zip(chosen) {
+                let room = options.room(prompts[seq.sequence].len());
+                for Chosen { token, logprob, memory } in chosen {
+                    seq.memory = memory;
+                    let piece = seq.accept(token, logprob, room, options, tokens);
+                    on_token(seq.sequence, token, &piece);
+                    if seq.ended.is_some() {
+                        break;
+                    }
+                }
+            }
 
-        let (ended, going): (Vec<Live>, Vec<Live>) =
-            live.into_iter().partition(|seq| seq.ended.is_some());
-        live = going;
-        for seq in ended {
-            sources.iter_mut().for_each(|source| source.free(seq.slot));
-            free.push(seq.slot);
-            let (sequence, finish) = (seq.sequence, seq.ended.unwrap_or(Finish::Length));
-            done[sequence] = Some(seq.finish(finish));
+            let (ended, going): (Vec<Live>, Vec<Live>) =
+                live.into_iter().partition(|seq| seq.ended.is_some());
+            live = going;
+            for seq in ended {
+                sources.iter_mut().for_each(|source| source.free(seq.slot));
+                free.push(seq.slot);
+                let (sequence, finish) = (seq.sequence, seq.ended.unwrap_or(Finish::Length));
+                done[sequence] = Some(seq.finish(finish));
+            }
         }
+        Ok((done.into_iter()).map(|d| d.expect("every prompt was worked on to its end")).collect())
     }
-    Ok(done.into_iter().map(|d| d.expect("every prompt was worked on until its end")).collect())
+
+    /// One more token for every sequence.
+    fn next(
+        &self,
+        sources: &mut [Box<dyn Source + '_>],
+        live: &[Live],
+    ) -> Result<Vec<Vec<Chosen>>> {
+        let mut logits_sbv = vec![Vec::new(); sources.len()];
+        let laid = Laid::new(live.iter().map(|seq| seq.reading(&seq.unread, 1)));
+        let mut asked = sources.iter_mut().zip(&mut logits_sbv);
+        asked.try_for_each(|(source, to)| source.step(&laid.step(), to))?;
+        // Rows do not know of each other, so their tokens are chosen side by side.
+        self.side_by_side(live, |row, seq| {
+            let rows: Vec<&[f32]> =
+                logits_sbv.iter().map(|all| &all[row * self.vocab..][..self.vocab]).collect();
+            let so_far = SoFar { prompt: &self.prompts[seq.sequence], tokens: &seq.tokens };
+            let (mut logits_v, raw) = self.combined(&rows, &so_far);
+            let mut rng = self.seed("sample", seq, 0).rng();
+            let (sampler, mut memory) = (&self.options.sampler, seq.memory);
+            let token = sampler
+                .choose_after(&so_far, &mut logits_v, &mut rng, &mut memory)
+                .map_err(|e| place(e, seq.sequence, seq.tokens.len()))?;
+            Ok(vec![Chosen { token, logprob: raw.map(|raw| logp(&raw, token)), memory }])
+        })
+    }
+
+    fn side_by_side(
+        &self,
+        live: &[Live],
+        choose: impl Fn(usize, &Live) -> Result<Vec<Chosen>> + Sync,
+    ) -> Result<Vec<Vec<Chosen>>> {
+        let mut chosen: Vec<Option<Result<Vec<Chosen>>>> = live.iter().map(|_| None).collect();
+        let tasks = chosen.iter_mut().zip(live).enumerate().collect();
+        threads::for_each(tasks, |(row, (chosen, seq)): (usize, (&mut Option<_>, &Live))| {
+            *chosen = Some(choose(row, seq));
+        });
+        chosen.into_iter().map(|c| c.expect("a token was chosen for every row")).collect()
+    }
+
+    /// Combined and constrained logits, and the former alone where log-probabilities are asked for.
+    fn combined(&self, logits_sv: &[&[f32]], so_far: &SoFar) -> (Buffer, Option<Buffer>) {
+        let mut logits_v = Buffer::new(self.vocab);
+        self.combine.combine(logits_sv, &mut logits_v);
+        let raw = self.options.logprobs.then(|| Buffer::copy(&logits_v));
+        self.constrain.constrain(so_far, &mut logits_v);
+        (logits_v, raw)
+    }
+
+    /// The seed of the token that is `ahead` tokens further on.
+    fn seed(&self, purpose: &str, seq: &Live, ahead: usize) -> Seed {
+        let seed = Seed(self.options.sampler.seed).split(purpose).at(seq.sequence as u64);
+        seed.at((seq.tokens.len() + ahead) as u64)
+    }
 }
 
-/// Lays the new tokens of all live sequences end to end and asks every source; flat `(b, v)` each.
-fn step(
-    sources: &mut [Box<dyn Source + '_>],
-    live: &[Live],
-    logits_sbv: &mut [Vec<f32>],
-) -> Result<()> {
-    let ids_n: Vec<u32> = live.iter().flat_map(|seq| seq.unread.iter().copied()).collect();
-    let lengths: Vec<usize> = live.iter().map(|seq| seq.unread.len()).collect();
-    let slots_b: Vec<usize> = live.iter().map(|seq| seq.slot).collect();
-    let rows = Arc::new(Rows::new(&lengths, |i| live[i].read));
-    let step = Step { ids_n: &ids_n, rows, slots_b: &slots_b };
-    sources.iter_mut().zip(logits_sbv).try_for_each(|(source, to)| source.step(&step, to))
+fn logp(logits_v: &[f32], token: u32) -> f32 {
+    (f64::from(logits_v[token as usize]) - log_z(logits_v)) as f32
 }
 
-fn place(error: Error, sequence: usize, step: usize) -> Error {
+pub(crate) fn place(error: Error, sequence: usize, step: usize) -> Error {
     match error {
         Error::Failed { at, what, hint } => Error::Failed {
             at: format!("prompt {}, token {}, {at}", sequence + 1, step + 1),
@@ -196,7 +242,7 @@ fn place(error: Error, sequence: usize, step: usize) -> Error {
     }
 }
 
-fn common_vocab(sources: &[Box<dyn Source + '_>]) -> Result<usize> {
+pub(crate) fn common_vocab(sources: &[Box<dyn Source + '_>]) -> Result<usize> {
     let vocabs: Vec<usize> = sources.iter().map(|source| source.vocab()).collect();
     match vocabs.first() {
         None => Err(Error::input("decode.sources", "expected at least one source, got none")),
@@ -208,7 +254,7 @@ fn common_vocab(sources: &[Box<dyn Source + '_>]) -> Result<usize> {
     }
 }
 
-fn check_prompts(prompts: &[Vec<u32>], vocab: usize, options: &Generate) -> Result<()> {
+pub(crate) fn check_prompts(prompts: &[Vec<u32>], vocab: usize, options: &Generate) -> Result<()> {
     for (i, prompt) in prompts.iter().enumerate() {
         let at = format!("prompt {}", i + 1);
         if prompt.is_empty() {

@@ -171,7 +171,7 @@ fn one_source_with_coefficient_one_is_identity_and_results_normalise() {
     let (a, b) = (some_logits(1), some_logits(2));
     let identity: Kind = serde_json::from_str(r#"{"identity": {}}"#).unwrap();
     let one: Kind = serde_json::from_str(r#"{"linear": {"coefficients": [1.0]}}"#).unwrap();
-    let mixed = Kind::Linear(Linear { coefficients: vec![1.5, -0.5] });
+    let mixed = Kind::Linear(Linear { coefficients: vec![1.5, -0.5], ..Linear::default() });
     let mut out = vec![0.0; 50];
     for kind in [&identity, &one] {
         kind.combine(&[&a], &mut out);
@@ -199,7 +199,8 @@ fn one_source_with_coefficient_one_is_identity_and_results_normalise() {
 fn a_silent_source_says_nothing() {
     let never = vec![f32::NEG_INFINITY; 50];
     let mut out = vec![0.0; 50];
-    Linear { coefficients: vec![0.0, 1.0] }.combine(&[&never, &some_logits(3)], &mut out);
+    let rule = Linear { coefficients: vec![0.0, 1.0], ..Linear::default() };
+    rule.combine(&[&never, &some_logits(3)], &mut out);
     assert_eq!(out, some_logits(3));
 }
 
@@ -208,7 +209,7 @@ fn sources_are_stepped_together() {
     let (one, two, prompts) = (Fake::policy(1), Fake::policy(2), prompts());
     let both = |coefficients: Vec<f32>, max_batch: usize| {
         let options = Generate { max_batch, ..greedy() };
-        let rule = Linear { coefficients };
+        let rule = Linear { coefficients, ..Linear::default() };
         let source = |p| Box::new(PolicySource::new(p, max_batch));
         let parts =
             Parts { sources: vec![source(&one), source(&two)], combine: &rule, constrain: vec![] };

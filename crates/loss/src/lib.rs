@@ -6,16 +6,23 @@ use serde::{Deserialize, Serialize};
 
 pub mod apart;
 pub mod normaliser;
+pub mod pair;
 /// What is charged for a token, a row, a pair.
 pub mod term {
     pub mod align;
+    pub mod cpo;
+    pub mod dpo;
     pub mod nll;
+    pub mod orpo;
 }
 
 pub use normaliser::Normaliser;
 pub use term::{
     align::{Align, AlignOn},
+    cpo::Cpo,
+    dpo::Dpo,
     nll::Nll,
+    orpo::Orpo,
 };
 
 /// What an objective looks at together, and so what data must bring and no pass may part.
@@ -26,6 +33,11 @@ pub enum Unit {
     Row,
     /// Two rows: one answer to the reference phrasing of a prompt, then to the prompt itself.
     Phrasings,
+    /// Two rows: the better and the worse answer to one prompt.
+    Pair {
+        /// Whether each comes with what the policy said of it when training began.
+        reference: bool,
+    },
 }
 
 impl Unit {
@@ -33,7 +45,7 @@ impl Unit {
     pub fn rows(self) -> usize {
         match self {
             Unit::Row => 1,
-            Unit::Phrasings => 2,
+            Unit::Phrasings | Unit::Pair { .. } => 2,
         }
     }
 }
@@ -83,6 +95,12 @@ pub use luthier_core::Method;
 pub const METHODS: &[Method] = &[
     Method::usual("nll", "negative log-likelihood of the trained tokens (supervised fine-tuning)"),
     Method::of(20, "align", "the same answer to two phrasings of a prompt"),
+    Method::usual(
+        "dpo",
+        "better over worse answers, against a reference: DPO, IPO, cDPO, NCA, APO, …",
+    ),
+    Method::usual("cpo", "better over worse answers without a reference: CPO, SimPO, AlphaPO"),
+    Method::usual("orpo", "the better answer's likelihood, and its odds against the worse one"),
 ];
 
 /// `[train.loss]`: exactly one objective, `nll` when none is named.
@@ -95,6 +113,15 @@ pub struct Loss {
     /// The same answer to two phrasings.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub align: Option<Align>,
+    /// Better and worse answers, against a reference.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dpo: Option<Dpo>,
+    /// Better and worse answers without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpo: Option<Cpo>,
+    /// The better answer, and its odds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub orpo: Option<Orpo>,
 }
 
 impl Loss {
@@ -123,6 +150,9 @@ impl Loss {
     fn named(&self) -> Vec<(&'static str, &dyn Objective)> {
         let nll = self.nll.as_ref().map(|o| ("nll", o as &dyn Objective));
         let align = self.align.as_ref().map(|o| ("align", o as &dyn Objective));
-        [nll, align].into_iter().flatten().collect()
+        let dpo = self.dpo.as_ref().map(|o| ("dpo", o as &dyn Objective));
+        let cpo = self.cpo.as_ref().map(|o| ("cpo", o as &dyn Objective));
+        let orpo = self.orpo.as_ref().map(|o| ("orpo", o as &dyn Objective));
+        [nll, align, dpo, cpo, orpo].into_iter().flatten().collect()
     }
 }

@@ -58,6 +58,7 @@ mod tests {
         let row = |weights: &[f32], example| Row {
             ids: vec![0; weights.len()],
             targets: vec![0; weights.len()],
+            reference: 0.0,
             weights: weights.to_vec(),
             example,
         };

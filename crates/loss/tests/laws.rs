@@ -39,6 +39,20 @@ impl Logits for Table {
     }
 }
 
+/// Objectives of pairs, as recipes name them.
+const PAIRS: [&str; 10] = [
+    "[dpo]",
+    "[dpo]\nbeta = 0.5\nlabel_smoothing = 0.1",
+    "[dpo]\nloss_type = \"ipo\"\nbeta = 0.3",
+    "[dpo]\nloss_type = [\"bco_pair\", \"apo_zero\"]\nloss_weights = [0.3, 2.0]",
+    "[dpo]\nloss_type = \"discopop\"\nf_divergence_type = \"js_divergence\"",
+    "[dpo]\nloss_type = \"sigmoid_norm\"\nf_divergence_type = \"alpha_divergence\"\nf_alpha_divergence_coef = 0.9",
+    "[cpo]",
+    "[cpo]\nloss_type = \"simpo\"\nbeta = 2.0\ncpo_alpha = 0.0",
+    "[cpo]\nloss_type = \"simpo\"\nalpha = 0.25",
+    "[orpo]\nbeta = 0.7",
+];
+
 fn objectives() -> Vec<(String, Loss)> {
     let of = |normaliser| Loss { nll: Some(Nll { normaliser }), ..Loss::default() };
     let align = |lambda_kl, align_on| {
@@ -53,6 +67,11 @@ fn objectives() -> Vec<(String, Loss)> {
         ("align/answers alone".to_string(), align(0.0, AlignOn::Logits)),
         ("align/hidden".to_string(), align(0.3, AlignOn::Hidden)),
     ];
+    let pairs = PAIRS.iter().map(|text| {
+        let loss: Loss = toml::from_str(text).unwrap();
+        (text.trim_start_matches('[').replace(['\n', ']'], " "), loss)
+    });
+    let all: Vec<(String, Loss)> = all.into_iter().chain(pairs).collect();
     for method in METHODS {
         assert!(all.iter().any(|(name, _)| name.starts_with(method.name)), "{}", method.name);
     }
@@ -66,6 +85,7 @@ fn rows(rng: &mut Rng) -> Vec<Row> {
         targets: (0..n).map(|_| rng.below(VOCAB) as u32).collect(),
         weights: (0..n).map(|i| if i == 0 { 0.5 } else { weights[rng.below(5)] }).collect(),
         example,
+        reference: -3.0,
     };
     [5, 1, 9, 3].into_iter().enumerate().map(|at| row(rng, at)).collect()
 }
@@ -77,6 +97,10 @@ fn units(rng: &mut Rng, unit: Unit) -> Vec<Row> {
         Unit::Row => rows,
         Unit::Phrasings => {
             let pair = |row: Row| [reference(rng, &row), row];
+            rows.into_iter().flat_map(pair).collect()
+        }
+        Unit::Pair { .. } => {
+            let pair = |row: Row| [other(rng, &row), row];
             rows.into_iter().flat_map(pair).collect()
         }
     }
@@ -91,6 +115,20 @@ fn reference(rng: &mut Rng, row: &Row) -> Row {
         targets: [ids(more), row.targets.clone()].concat(),
         weights: [vec![0.0; more], row.weights.clone()].concat(),
         example: row.example,
+        reference: row.reference,
+    }
+}
+
+/// Another answer to the same prompt.
+fn other(rng: &mut Rng, row: &Row) -> Row {
+    let mut tokens = |n: usize| (0..n).map(|_| rng.below(VOCAB) as u32).collect::<Vec<u32>>();
+    let n = row.len() + 1;
+    Row {
+        ids: tokens(n),
+        targets: tokens(n),
+        weights: [&[0.0], &row.weights[..]].concat(),
+        example: row.example,
+        reference: -4.5,
     }
 }
 

@@ -3,17 +3,29 @@
 pub mod capture;
 pub mod components;
 pub mod delta;
+pub mod diversity;
+pub mod f1;
 pub mod fisher;
+pub mod graft;
 pub mod metric;
+pub mod novelty;
 pub mod phrasing;
+pub mod sharpness;
 pub mod stats;
+pub mod tuco;
+pub mod wanda;
 
 pub use capture::Capture;
 pub use components::Components;
 pub use fisher::Fisher;
+pub use graft::Graft;
 pub use metric::{Kind, Metric, Verdict};
+pub use novelty::{Novelty, novelty};
 pub use phrasing::{PhrasingReport, Scoring};
+pub use sharpness::Sharpness;
 pub use stats::{Bootstrap, Comparison, Score};
+pub use tuco::Contribution;
+pub use wanda::{InputNorms, Scope};
 
 pub use luthier_core::Method;
 
@@ -36,4 +48,11 @@ pub const METHODS: &[Method] = &[
         "accuracy over phrasings of an instruction: mean, spread and gap of those seen in tuning and others",
     ),
     Method::usual("fisher", "how much the likelihood of data hangs on each parameter"),
+    Method::of(27, "tuco", "how much of a pass tuning contributes at a prompt's last token"),
+    Method::of(17, "novelty", "which texts tuning has made likelier"),
+    Method::of(4, "wanda", "how much each weight matters on given data: its size times its inputs'"),
+    Method::of(37, "graft", "the smallest region of tuned weights that carries what was learned"),
+    Method::of(48, "diversity", "where the average of two models is right and both are wrong"),
+    Method::of(77, "sharpness", "how steep the loss is around a model, layer by layer; stragglers"),
+    Method::of(76, "weighted_f1", "F1 of labels, classes weighted by how often they are asked for"),
 ];

@@ -258,12 +258,16 @@ fn a_comparison_is_paired() {
     assert_eq!(short.exit_code(), 2);
 }
 
+/// Probes that are no metrics of an answer.
+const NOT_OF_TEXTS: &[&str] =
+    &["delta", "capture", "components", "fisher", "phrasing", "tuco", "novelty", "wanda", "graft", "diversity", "sharpness", "weighted_f1"];
+
 #[test]
 fn metrics_are_named_and_total() {
     let known = METHODS
         .iter()
         .map(|m| m.name)
-        .filter(|n| !["delta", "capture", "components", "fisher", "phrasing"].contains(n));
+        .filter(|n| !NOT_OF_TEXTS.contains(n));
     for name in known {
         let kind = Kind::named("--metric", name).unwrap();
         assert_eq!(kind.name(), name);

@@ -46,7 +46,18 @@ pub fn merged(
     dir: &Path,
 ) -> Result<Vec<PathBuf>> {
     let (model, hooks) = (policy.model.as_ref(), &policy.hooks);
-    let mut config = opened.config.clone();
+    let config = folded_config(&opened.config, model, hooks)?;
+    write(&config, opened, dtype, dir, |name| tensor(model, hooks, name))
+}
+
+/// The configuration of what becomes of a model once `hooks` are folded into it; refuses hooks that
+/// cannot be.
+pub(crate) fn folded_config(
+    plain: &ModelConfig,
+    model: &dyn Model,
+    hooks: &Hooks,
+) -> Result<ModelConfig> {
+    let mut config = plain.clone();
     let changed = |site: &str| model.sites().get(site).is_some_and(|s| hooks.watched(s.id));
     if config.tied && (changed("embed") || changed("logits")) {
         config.tied = false;
@@ -54,7 +65,13 @@ pub fn merged(
     }
     refuse_unfoldable(model, hooks)?;
     add_biases(&mut config, model, hooks)?;
-    write(&config, opened, dtype, dir, |name| tensor(model, hooks, name))
+    Ok(config)
+}
+
+/// Whether all that hooks do at a site is to add a product of two factors, which folds and gives no
+/// bias: this need not be tried.
+fn low_rank(hooks: &Hooks, site: &SiteInfo) -> bool {
+    site.linear().is_some() && hooks.get(site.id).iter().all(|hook| hook.low_rank().is_some())
 }
 
 /// A model's folder from its tensors by name.
@@ -75,7 +92,8 @@ fn write(
 
 /// Hooks on values rather than weights have no place in a plain model.
 fn refuse_unfoldable(model: &dyn Model, hooks: &Hooks) -> Result<()> {
-    for site in hooks.sites().map(|id| model.sites().info(id)) {
+    let sites = hooks.sites().map(|id| model.sites().info(id));
+    for site in sites.filter(|site| !low_rank(hooks, site)) {
         if site.module.is_none()
             || hooks.fold(model.sites(), site.id, model.affine(site.id)?)?.is_none()
         {
@@ -90,6 +108,9 @@ fn refuse_unfoldable(model: &dyn Model, hooks: &Hooks) -> Result<()> {
 fn add_biases(config: &mut ModelConfig, model: &dyn Model, hooks: &Hooks) -> Result<()> {
     for site in hooks.sites().map(|id| model.sites().info(id)) {
         let SiteKind::Linear { bias: false, .. } = site.kind else { continue };
+        if low_rank(hooks, site) {
+            continue;
+        }
         let folded = hooks.fold(model.sites(), site.id, model.affine(site.id)?)?;
         if folded.is_none_or(|affine| affine.b_o.is_none()) {
             continue;
@@ -118,7 +139,7 @@ fn add_biases(config: &mut ModelConfig, model: &dyn Model, hooks: &Hooks) -> Res
 }
 
 /// One tensor of the folded model by its Hugging Face name.
-fn tensor(model: &dyn Model, hooks: &Hooks, name: &str) -> Result<Vec<f32>> {
+pub(crate) fn tensor(model: &dyn Model, hooks: &Hooks, name: &str) -> Result<Vec<f32>> {
     let site = name.rsplit_once('.').and_then(|(module, _)| site_of(model, module));
     let Some(site) = site else {
         return Err(Error::failed(name, "belongs to no site of this model"));

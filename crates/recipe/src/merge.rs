@@ -11,18 +11,23 @@ use std::{
 
 use luthier_core::{Error, Result, Seed, io};
 use luthier_model::save::Stream;
-use luthier_weights::{Config, Work};
+use luthier_weights::{Config, Work, config::read_yaml};
 use serde::Serialize;
+use serde_json::Value;
 
+mod beside;
 mod check;
 mod folder;
 mod models;
 mod plan;
 mod read;
+mod search;
 mod tokens;
+mod tuned;
 
+use beside::Files;
 use models::Models;
-use plan::{Plan, Planned};
+use plan::{Plan, Planned, settle};
 use read::Tensors;
 use tokens::Vocabulary;
 
@@ -59,6 +64,18 @@ pub struct Merged {
     pub files: Vec<String>,
     /// What deserves to be known.
     pub notes: Vec<String>,
+    /// What a search found best, and how good it was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub found: Option<search::Found>,
+}
+
+/// What all merges of one file share.
+struct Job<'a> {
+    /// The file's name, for errors and for paths beside it.
+    file: String,
+    options: &'a Options<'a>,
+    find: &'a dyn Fn(&str) -> Result<PathBuf>,
+    progress: &'a (dyn Fn(u64, u64) + Sync),
 }
 
 /// How the first numbers of each tensor were written.
@@ -78,29 +95,50 @@ pub fn merge(
 ) -> Result<Merged> {
     refuse_used(out)?;
     let text = io::read_text(config)?;
-    let config = parse(&text, config)?;
-    let models = Models::open(&config, find)?;
-    let vocabulary = Vocabulary::of(&config, &models)?;
-    let plan = Plan::of(&config, &models, vocabulary.as_ref())?;
-    let part = Part::beside(out)?;
-    let firsts = write(&plan, &models, vocabulary.as_ref(), options, &part.0, progress)?;
-    let mut merged =
-        folder::finish(&part.0, &text, (&config, &models, &plan), vocabulary.as_ref(), options)?;
-    check::read_back(&part.0, &plan, &firsts)?;
-    part.move_to(out)?;
-    merged.model = out.to_path_buf();
-    Ok(merged)
+    let job = Job { file: config.display().to_string(), options, find, progress };
+    let mut value = parse(&text, config)?;
+    match search::take(&mut value, &job.file)? {
+        Some(search) => search.run(&job, &value, out),
+        None => job.merge(&value, &text, out),
+    }
+}
+
+impl Job<'_> {
+    /// One merge; `text` is kept beside the result.
+    fn merge(&self, value: &Value, text: &str, out: &Path) -> Result<Merged> {
+        let (options, config) = (self.options, Config::from_value(value, &self.file)?);
+        let models = Models::open(&config, self.find)?;
+        let files = Files::open(&config)?;
+        let vocabulary = Vocabulary::of(&config, &models)?;
+        let mut plan = Plan::of(&config, &models, &files, vocabulary.as_ref())?;
+        let seed = Seed(options.seed).split("merge");
+        settle(&mut plan, &config, (&models, &files), vocabulary.as_ref(), seed)?;
+        let part = Part::beside(out)?;
+        let inputs = (&models, &files);
+        let firsts = write(&plan, inputs, vocabulary.as_ref(), options, &part.0, self.progress)?;
+        let mut merged =
+            folder::finish(&part.0, text, (&config, &models, &plan), vocabulary.as_ref(), options)?;
+        check::read_back(&part.0, &plan, vocabulary.as_ref(), &firsts)?;
+        part.move_to(out)?;
+        merged.model = out.to_path_buf();
+        Ok(merged)
+    }
+}
+
+/// Reads a file's text without opening what it names; `file` names it in errors.
+pub fn check(text: &str, file: &str) -> Result<()> {
+    let mut value = parse(text, Path::new(file))?;
+    search::take(&mut value, file)?;
+    Config::from_value(&value, file).map(|_| ())
 }
 
 /// Reads a file by its ending: TOML, or else YAML.
-fn parse(text: &str, path: &Path) -> Result<Config> {
+fn parse(text: &str, path: &Path) -> Result<Value> {
     let file = path.display().to_string();
     if path.extension().is_none_or(|end| end != "toml") {
-        return Config::from_yaml(text, &file);
+        return read_yaml(text, &file);
     }
-    let value = toml::from_str::<serde_json::Value>(text)
-        .map_err(|e| Error::input(&file, e.to_string()))?;
-    Config::from_value(&value, &file)
+    toml::from_str(text).map_err(|e| Error::input(&file, e.to_string()))
 }
 
 fn refuse_used(out: &Path) -> Result<()> {
@@ -117,7 +155,7 @@ fn refuse_used(out: &Path) -> Result<()> {
 /// Computes and writes every tensor.
 fn write(
     plan: &Plan,
-    models: &Models,
+    (models, files): (&Models, &Files),
     vocabulary: Option<&Vocabulary>,
     options: &Options<'_>,
     dir: &Path,
@@ -129,7 +167,7 @@ fn write(
     let mut done = 0;
     for planned in &plan.tensors {
         let Planned { name, .. } = planned;
-        let tensors = Tensors::of(planned, models, vocabulary);
+        let tensors = Tensors::of(planned, models, files, vocabulary)?;
         let put = |from: usize, values: &[f32]| {
             refuse_odd(planned, from, values)?;
             if from == 0 {

@@ -55,12 +55,55 @@ pub const RECIPES: &[(&str, &str)] = recipes![
     "recipes/full/llrd.toml",
     "recipes/full/norms.toml",
     "recipes/full/reinit.toml",
+    "recipes/full/response.toml",
+    "recipes/decode/cfg.toml",
+    "recipes/decode/contrastive.toml",
+    "recipes/decode/emulate.toml",
+    "recipes/decode/mixture.toml",
+    "recipes/decode/proxy.toml",
+    "recipes/decode/rules.toml",
+    "recipes/decode/scaled.toml",
     "recipes/sparse/lift.toml",
     "recipes/sparse/lottery.toml",
     "recipes/sparse/random.toml",
     "recipes/sparse/sara.toml",
+    "recipes/preference/dpo.toml",
+    "recipes/preference/orpo.toml",
+    "recipes/preference/simpo.toml",
     "recipes/quickstart/quickstart.toml",
 ];
+
+/// The merges that come with luthier, which are no training recipes: path in the repository and text.
+pub const MERGES: &[(&str, &str)] = recipes![
+    "recipes/merge/breadcrumbs.yaml",
+    "recipes/merge/fisher.yaml",
+    "recipes/merge/graft.yaml",
+    "recipes/merge/greedy_soup.yaml",
+    "recipes/merge/lines.yaml",
+    "recipes/merge/regmean.yaml",
+    "recipes/merge/soup.yaml",
+    "recipes/merge/transfer.yaml",
+    "recipes/merge/vanilla.yaml",
+    "recipes/merge/wise_ft.yaml",
+];
+
+/// Whether a merge's file has this method, or this table beside one (`search.greedy`).
+fn merge_method(text: &str, name: &str) -> bool {
+    let Ok(file) = luthier_weights::config::read_yaml(text, "merge") else { return false };
+    let named = file["merge_method"].as_str() == Some(name);
+    named || file.pointer(&format!("/{}", name.replace('.', "/"))).is_some()
+}
+
+/// Where a method of the seam `weights` is named: as `merge_method`, or as a table beside it.
+pub fn merge_key(name: &str) -> String {
+    match luthier_weights::Spec::find(name) {
+        Some(_) => format!("merge_method: {name}"),
+        None => match name.split_once('.') {
+            Some((table, key)) => format!("{table}: {{{key}: …}}, beside merge_method"),
+            None => format!("{name}: {{…}}, beside merge_method"),
+        },
+    }
+}
 
 /// Every method of every seam.
 pub fn all() -> Vec<MethodRow> {
@@ -86,6 +129,12 @@ pub fn all() -> Vec<MethodRow> {
         let uses = |text: &str| {
             text.parse::<Table>().is_ok_and(|recipe| uses(&recipe, row.seam, row.name))
         };
+        if row.seam == "weights" {
+            let own = format!("/{}.yaml", row.name);
+            let using = MERGES.iter().filter(|(_, text)| merge_method(text, row.name));
+            row.recipe = using.min_by_key(|(path, _)| !path.ends_with(&own)).map(|(path, _)| *path);
+            continue;
+        }
         // Several may: that of its own name first.
         let own = format!("/{}.toml", row.name.rsplit('.').next().unwrap_or(row.name));
         let using = RECIPES.iter().filter(|(_, text)| uses(text));
@@ -103,6 +152,7 @@ pub fn place(seam: &str) -> Option<&'static str> {
         "update" => Some("train.update"),
         "probe" => Some("eval.metric"),
         "weights" => Some("merge_method"),
+        "decode" => Some("decode"),
         _ => None,
     }
 }
@@ -115,6 +165,17 @@ fn uses(recipe: &Table, seam: &str, name: &str) -> bool {
     let Some(found) = keys.try_fold(first, |at, key| Some(at?.get(key))).flatten() else {
         return false;
     };
+    if seam == "decode" {
+        // One table for each axis, and what chooses among answers beside them.
+        let tables = ["combine", "constrain", "sampler"].into_iter().filter_map(|t| found.get(t));
+        let sources = found.get("sources").and_then(Value::as_table).into_iter().flatten();
+        let all = tables.chain(sources.map(|(_, source)| source)).chain([found]);
+        return all.into_iter().any(|table| {
+            let at =
+                |key: &String| key == name || key.strip_prefix(name).is_some_and(|k| k == "_tau");
+            table.as_table().is_some_and(|table| table.keys().any(|key| at(key)))
+        });
+    }
     match found {
         Value::Array(steps) => steps.iter().any(|step| step.get(name).is_some()),
         Value::String(metric) => metric == name,
@@ -157,6 +218,26 @@ mod tests {
             let named = all().iter().any(|m| uses(&table, m.seam, m.name));
             assert!(named, "{path} names no method");
         }
+    }
+
+    #[test]
+    fn every_bundled_merge_can_be_read_and_is_found() {
+        for (path, text) in MERGES {
+            crate::merge::check(text, path).unwrap_or_else(|e| panic!("{e}"));
+        }
+        let recipe = |name: &str| {
+            let row = all().into_iter().find(|m| (m.seam, m.name) == ("weights", name)).unwrap();
+            row.recipe
+        };
+        for (name, path) in [
+            ("graft", "recipes/merge/graft.yaml"),
+            ("lines", "recipes/merge/lines.yaml"),
+            ("search.greedy", "recipes/merge/greedy_soup.yaml"),
+            ("task_arithmetic", "recipes/merge/vanilla.yaml"),
+        ] {
+            assert_eq!(recipe(name), Some(path));
+        }
+        assert_eq!(recipe("karcher"), None);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use luthier_model::{
 use serde::Serialize;
 
 use crate::{
-    phrasings,
+    pairs, phrasings,
     schema::{Data, Paths},
 };
 
@@ -88,12 +88,15 @@ pub fn render(
     match unit {
         Unit::Row => render_table(table, tokenizer, &options),
         Unit::Phrasings => phrasings::render(table, tokenizer, &options),
+        Unit::Pair { .. } => pairs::render(table, tokenizer, &options),
     }
 }
 
 /// Renders and applies the over-length policy.
 pub fn prepare(table: Table, data: &Data, tokenizer: &Tokenizer, unit: Unit) -> Result<Prepared> {
-    one_answer(&table)?;
+    if !matches!(unit, Unit::Pair { .. }) {
+        one_answer(&table)?;
+    }
     let rendered = render(&table, data, tokenizer, unit)?;
     let rows: Vec<Row> = rendered.into_iter().map(|r: Rendered| r.row).collect();
     let origin = |example: usize| match table.examples.get(example) {
@@ -103,8 +106,10 @@ pub fn prepare(table: Table, data: &Data, tokenizer: &Tokenizer, unit: Unit) -> 
     let eos = |id: u32| tokenizer.eos_ids().contains(&id);
     let (mut rows, mut cut) =
         overlength::apply(data.overlength, data.max_length, rows, eos, origin)?;
-    if unit == Unit::Phrasings {
-        rows = phrasings::whole(rows, &mut cut, origin)?;
+    match unit {
+        Unit::Row => {}
+        Unit::Phrasings => rows = phrasings::whole(rows, &mut cut, origin)?,
+        Unit::Pair { .. } => rows = pairs::whole(rows, &mut cut, origin)?,
     }
     if rows.is_empty() {
         return Err(Error::input(&table.name, "no row is left to work on")
@@ -120,9 +125,9 @@ fn one_answer(table: &Table) -> Result<()> {
         None => Ok(()),
         Some(example) => Err(Error::input(
             example.origin.to_string(),
-            "this is preference data, and train.loss.nll would learn the rejected answers too",
+            "this is preference data, and this loss would learn the rejected answers too",
         )
-        .hint("keep the chosen answers only, as prompt/completion rows")),
+        .hint("learn from pairs (train.loss.dpo), or keep the chosen answers only")),
     }
 }
 

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     assemble,
+    decode::{Decode, Decoding},
     evaluate::{self, Evaluated, Likelihood, Limits},
     manifest::MANIFEST,
     open::Opened,
@@ -56,6 +57,7 @@ pub struct Summary {
 /// The measuring stage with its data read.
 pub struct Measure {
     eval: Eval,
+    decode: Option<Decode>,
     metric: Metric,
     task: Option<Table>,
     general: Option<Table>,
@@ -71,15 +73,17 @@ impl Measure {
             paths.as_ref().map(|p| prepare::table(p, &recipe.data)).transpose()
         };
         let (task, general) = (read(&eval.data)?, read(&eval.general)?);
-        Ok(Some(Measure { eval, metric, task, general, max_length: recipe.data.max_length }))
+        let (decode, max_length) = (recipe.decode.clone(), recipe.data.max_length);
+        Ok(Some(Measure { eval, decode, metric, task, general, max_length }))
     }
 
     fn key(&self, model: &str, held: &str, precision: Precision) -> String {
         let hash = |t: &Option<Table>| t.as_ref().map_or(String::new(), |t| t.sha256.clone());
         let text = format!(
-            "{model} {held} {} {:?} {} {} {} {}",
+            "{model} {held} {} {:?} {:?} {} {} {} {}",
             precision::name(precision),
             self.metric,
+            self.decode,
             self.eval.max_new_tokens,
             hash(&self.task),
             hash(&self.general),
@@ -112,10 +116,12 @@ impl Measure {
             ..Limits::default()
         };
         let (model, text) = (policy, &opened.tokenizer);
+        let open = |table: &Decode| Decoding::open(table, opened, policy, usize::MAX);
+        let decoding = self.decode.as_ref().map(open).transpose()?;
         let ask = |table: &Table| {
-            evaluate::evaluate(model, text, table, &self.metric, &limits, &mut |done, total| {
-                say(done, total)
-            })
+            let on_done = &mut |done, total| say(done, total);
+            let how = decoding.as_ref();
+            evaluate::evaluate_by(how, model, text, table, &self.metric, &limits, on_done)
         };
         let task = self.task.as_ref().map(ask).transpose()?;
         let read = |table: &Table| evaluate::general(model, text, table, self.max_length);

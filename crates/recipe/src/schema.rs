@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use toml::Table;
 
 use crate::{
+    decode::Decode,
     overrides,
     precision::{Precision, Quantize},
 };
@@ -33,6 +34,9 @@ pub struct Recipe {
     /// What is measured before and after.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval: Option<Eval>,
+    /// How answers are decoded, where there are answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decode: Option<Decode>,
 }
 
 /// Models by role.
@@ -183,6 +187,7 @@ impl Recipe {
             let fisher = train.update.ewc.as_mut().and_then(|ewc| ewc.fisher.as_mut());
             fisher.into_iter().for_each(|file| *file = base.join(&*file));
         }
+        self.decode.iter_mut().for_each(|decode| decode.rebase(base));
         // A model may be a name or a hub id; it is a path only if something stands there.
         let local = base.join(&self.models.policy);
         if !self.models.policy.is_empty() && local.exists() {

@@ -1,6 +1,7 @@
 //! The training stage: from a recipe to a trained adapter or model in a run directory.
 
 use std::{
+    borrow::Cow,
     path::{Path, PathBuf},
     sync::atomic::AtomicBool,
 };
@@ -9,11 +10,13 @@ use luthier_core::{Error, Result, Row, Seed, StateDict, io};
 use luthier_data::{Order, Plan, Size};
 use luthier_decode::{Generate, generate};
 use luthier_kernels::num::Precision;
+use luthier_loss::Unit;
 use luthier_model::render::generation_prompt;
 use luthier_params::{Bound, Kept, Scope};
 use luthier_train::{
     Job, Outcome, Stopped, Train, checkpoint,
     estimate::Memory,
+    evaluate,
     log::{self, Sample},
 };
 use luthier_update::Start;
@@ -186,7 +189,7 @@ impl Stage {
         recipe.models.precision = self.opened.precision.into();
         recipe.data.train = None;
         recipe.data.eval = None;
-        recipe.eval = None;
+        (recipe.eval, recipe.decode) = (None, None);
         let eval = self.eval.as_ref().map_or("", |e| e.table.sha256.as_str());
         let text =
             recipe.to_toml()? + &self.train.table.sha256 + eval + self.opened.tokenizer.sha256();
@@ -204,12 +207,13 @@ impl Stage {
                 _ => export::trained(&self.bound, &self.opened, dir).map(|_| ()),
             }
         };
-        let rows = |p: &Option<Prepared>| p.as_ref().map_or(Vec::new(), |p| p.rows.clone());
+        let train = self.referred(&self.train.rows)?;
+        let eval = self.referred(self.eval.as_ref().map_or(&[][..], |p| &p.rows))?;
         let outcome = luthier_train::run(&Job {
             bound: &self.bound,
             config: &self.config,
-            train: &self.train.rows,
-            eval: &rows(&self.eval),
+            train: &train,
+            eval: &eval,
             rounds: self.rounds(),
             order: &|round, epoch| self.order(round, epoch),
             start: &self.start(),
@@ -232,6 +236,17 @@ impl Stage {
         files.push(out.join(RECIPE));
         self.manifest(out, &outcome, &files, &how.command, &recipe)?;
         Ok(Trained { outcome, files })
+    }
+
+    /// Rows with what the policy says of them before anything is learned, where the objective compares
+    /// with that. A resumed run asks again: its checkpoint is not read yet.
+    fn referred<'a>(&self, rows: &'a [Row]) -> Result<Cow<'a, [Row]>> {
+        let Unit::Pair { reference: true } = self.config.loss.objective()?.unit() else {
+            return Ok(Cow::Borrowed(rows));
+        };
+        let mut rows = rows.to_vec();
+        evaluate::refer(&self.bound.policy, &mut rows, self.config.micro_tokens())?;
+        Ok(Cow::Owned(rows))
     }
 
     fn manifest(

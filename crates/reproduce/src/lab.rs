@@ -17,6 +17,7 @@ use luthier_train::{
     log::{METRICS, metrics},
 };
 use luthier_update::Start;
+use serde::Serialize;
 use serde_json::Value;
 use tracing::subscriber::{NoSubscriber, with_default};
 
@@ -107,6 +108,29 @@ impl<'a> Lab<'a> {
             "{name}: pretrained in {steps} steps, {seconds:.0} s, kept for next time"
         ));
         Ok(small)
+    }
+
+    /// What `make` makes: made now, or kept from an earlier time under a hash of `name` and
+    /// `settings`, which must say all that it depends on.
+    pub fn kept(
+        &self,
+        name: &str,
+        settings: &impl Serialize,
+        make: impl FnOnce() -> Result<StateDict>,
+    ) -> Result<StateDict> {
+        let key = serde_json::to_vec(&(name, settings, env!("CARGO_PKG_VERSION")))
+            .map_err(|e| Error::failed(name, e.to_string()))?;
+        let path = self.home.join(format!("{}.safetensors", &io::sha256(&key)[..16]));
+        if path.is_file() && !self.anew {
+            self.say(&format!("{name}: made {}, {}", made(&path), path.display()));
+            return StateDict::load(&path);
+        }
+        let begun = Instant::now();
+        let state = make()?;
+        state.save(&path, &[("made_by", concat!("luthier ", env!("CARGO_PKG_VERSION")))])?;
+        let seconds = begun.elapsed().as_secs_f64();
+        self.say(&format!("{name}: made in {seconds:.0} s, kept for next time"));
+        Ok(state)
     }
 
     /// Trains what `bound` lets learn, without a word and without leaving a file.
@@ -224,6 +248,22 @@ mod tests {
     fn ages_are_told_in_units_of_their_size() {
         let told = [5, 300, 7200, 200_000].map(|s| ago(Duration::from_secs(s)));
         assert_eq!(told, ["just now", "5 minutes ago", "2 hours ago", "2 days ago"]);
+    }
+
+    #[test]
+    fn what_is_made_is_kept_until_its_settings_change() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = |x: f32| {
+            let tensor = candle_core::Tensor::new(&[x], &candle_core::Device::Cpu).unwrap();
+            [("w".to_string(), tensor)].into_iter().collect::<StateDict>()
+        };
+        let run = |anew: bool, settings: u64, x: f32| {
+            let lab = Lab::at(dir.path().to_path_buf(), 1, anew, &|_| {}).unwrap();
+            let kept = lab.kept("state", &settings, || Ok(state(x))).unwrap();
+            kept.get("w").unwrap().to_vec1::<f32>().unwrap()[0]
+        };
+        assert_eq!((run(false, 1, 1.0), run(false, 1, 2.0), run(false, 2, 3.0)), (1.0, 1.0, 3.0));
+        assert_eq!((run(true, 1, 4.0), run(false, 1, 5.0)), (4.0, 4.0));
     }
 
     #[test]

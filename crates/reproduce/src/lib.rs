@@ -16,19 +16,34 @@ mod rates;
 pub mod results;
 pub mod small;
 pub mod stats;
+pub mod zoo;
 /// One file per paper.
 pub mod papers {
+    pub mod p04;
     pub mod p07;
     pub mod p10;
     pub mod p16;
+    pub mod p17;
     pub mod p20;
     pub mod p22;
+    pub mod p27;
     pub mod p28;
     pub mod p29;
+    pub mod p37;
+    pub mod p38;
     pub mod p42;
+    pub mod p43;
+    pub mod p45;
     pub mod p47;
+    pub mod p48;
+    pub mod p50;
+    pub mod p52;
     pub mod p54;
+    pub mod p60;
     pub mod p69;
+    pub mod p74;
+    pub mod p76;
+    pub mod p77;
 }
 
 pub use claim::{Inequality, Limit};
@@ -56,17 +71,31 @@ pub struct Paper {
 
 /// Every check, by the number of its paper.
 pub const PAPERS: &[Paper] = &[
+    papers::p04::PAPER,
     papers::p07::PAPER,
     papers::p10::PAPER,
     papers::p16::PAPER,
+    papers::p17::PAPER,
     papers::p20::PAPER,
     papers::p22::PAPER,
+    papers::p27::PAPER,
     papers::p28::PAPER,
     papers::p29::PAPER,
+    papers::p37::PAPER,
+    papers::p38::PAPER,
     papers::p42::PAPER,
+    papers::p43::PAPER,
+    papers::p45::PAPER,
     papers::p47::PAPER,
+    papers::p48::PAPER,
+    papers::p50::PAPER,
+    papers::p52::PAPER,
     papers::p54::PAPER,
+    papers::p60::PAPER,
     papers::p69::PAPER,
+    papers::p74::PAPER,
+    papers::p76::PAPER,
+    papers::p77::PAPER,
 ];
 
 /// What came of a check: exactly what `luthier reproduce NN --json` prints.

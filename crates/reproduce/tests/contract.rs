@@ -1,6 +1,7 @@
 //! The contract of a check's outcome, with a check that takes no time, and the file it is kept in.
 
 use luthier_core::Result;
+use luthier_recipe::methods::MERGES;
 use luthier_reproduce::{Inequality, Lab, Limit, Measured, PAPERS, Paper, results};
 use serde_json::Value;
 
@@ -81,7 +82,9 @@ fn papers_are_known_by_number_and_run_published_recipes() {
     assert_eq!(listed, numbers);
     for paper in PAPERS {
         assert!(!paper.claim.is_empty() && paper.seeds >= 3, "{}", paper.number);
-        for path in paper.recipes {
+        // A merge's file has no settings of a training.
+        let merges = |path: &&&str| MERGES.iter().any(|(known, _)| known == *path);
+        for path in paper.recipes.iter().filter(|path| !merges(path)) {
             luthier_reproduce::recipe(path, &[]).unwrap_or_else(|e| panic!("{path}: {e}"));
         }
     }

@@ -39,6 +39,7 @@ pub fn batch(tensors: &StateDict, prefix: &str) -> Batch {
         weights_n: column("weights_n").to_vec1().unwrap_or_else(|e| panic!("weights_n: {e}")),
         rows: Arc::new(Rows::new(&lengths, |_| 0)),
         examples_b: (0..lengths.len()).collect(),
+        references_b: vec![0.0; lengths.len()],
     }
 }
 

@@ -70,7 +70,7 @@ mod tests {
                 ids: vec![0; *n],
                 targets: vec![0; *n],
                 weights: vec![1.0; *n],
-                example: 0,
+                ..Row::default()
             })
             .collect();
         let split = |step: &[usize], limit, unit| micro_batches(step, &rows, limit, unit);

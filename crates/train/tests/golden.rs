@@ -38,6 +38,7 @@ fn rows(batch: &Batch) -> Vec<Row> {
             targets: batch.targets_n[range.clone()].to_vec(),
             weights: batch.weights_n[range].to_vec(),
             example: b,
+            reference: 0.0,
         }
     };
     (0..batch.rows.b()).map(row).collect()

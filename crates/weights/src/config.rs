@@ -9,14 +9,19 @@ use luthier_core::{Error, Result, nearest::suggest};
 use serde_json::{Map, Value};
 
 use crate::{
+    combine::lines::Schedule,
     method::{Of, SPECS, Spec},
     setting::Setting,
 };
 
+mod lines;
 mod parts;
+mod tokens;
 mod yaml;
 
-pub use parts::{Input, Model, Slice, Tokens};
+pub use parts::{Input, Model, Slice};
+pub use tokens::{RowOf, TokenRow, TokenSource, Tokens};
+pub use yaml::read_yaml;
 
 /// Settings by name.
 pub type Settings = BTreeMap<String, Setting>;
@@ -58,6 +63,8 @@ pub struct Config {
     pub out_dtype: Option<Format>,
     /// Whose tokens the result has; `None` leaves every vocabulary as it is.
     pub tokens: Option<Tokens>,
+    /// How what the merge changes is scaled by depth.
+    pub lines: Option<Schedule>,
     /// A template, or the name of one.
     pub chat_template: Option<String>,
     /// Settings of the one module, if the file names modules.
@@ -68,7 +75,7 @@ pub struct Config {
     pub notes: Vec<String>,
 }
 
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 14] = [
     "models",
     "slices",
     "modules",
@@ -80,15 +87,23 @@ const KEYS: [&str; 13] = [
     "tokenizer",
     "chat_template",
     "parameters",
+    "lines",
     // Names for other programs.
     "name",
     "about",
 ];
 
+/// Keys of mergekit's other programs, whose files look alike.
+const OTHERS: [(&str, &str); 3] = [
+    ("experts", "mergekit-moe"),
+    ("gate_mode", "mergekit-moe"),
+    ("genome", "mergekit-evolve (`search` is what luthier has)"),
+];
+
 impl Config {
     /// Reads YAML; `file` names it in errors.
     pub fn from_yaml(text: &str, file: &str) -> Result<Config> {
-        Config::from_value(&yaml::read(text, file)?, file)
+        Config::from_value(&read_yaml(text, file)?, file)
     }
 
     /// Reads what some notation holds.
@@ -97,6 +112,12 @@ impl Config {
             return Err(Error::input(file, "expected the keys of a merge")
                 .hint("merge_method: linear, models: …"));
         };
+        for (key, program) in OTHERS {
+            if map.contains_key(key) {
+                return Err(Error::input(file, format!("is a file of {program}: it has `{key}`"))
+                    .hint("luthier merges models of one shape, by merge_method"));
+            }
+        }
         let mut reader = Reader { file, notes: Vec::new(), noted: BTreeSet::new() };
         reader.known(map, "", &KEYS)?;
         let spec = reader.method(map)?;
@@ -112,6 +133,7 @@ impl Config {
             dtype: reader.format(map, "dtype")?,
             out_dtype: reader.format(map, "out_dtype")?,
             tokens: reader.tokens(map)?,
+            lines: reader.lines(map, spec)?,
             chat_template: reader.text(map, "chat_template", "chat_template")?,
             file: file.to_string(),
             notes: reader.notes,
@@ -128,9 +150,13 @@ impl Config {
                 slice.sources.iter().map(|i| &i.model).chain(slice.base.as_ref())
             })),
         };
-        let tokens = self.tokens.iter().filter_map(|tokens| match tokens {
-            Tokens::Of(model) => Some(model),
-            _ => None,
+        let tokens = self.tokens.iter().flat_map(|tokens| {
+            let source = match &tokens.source {
+                TokenSource::Of(model) => Some(model),
+                _ => None,
+            };
+            let rows = tokens.rows.iter().filter_map(|(_, row)| row.from.as_ref()?.model());
+            source.into_iter().chain(rows)
         });
         for model in inputs.chain(self.base.as_ref()).chain(tokens) {
             if !all.contains(&model) {

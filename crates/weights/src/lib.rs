@@ -9,8 +9,13 @@ pub mod operands;
 mod select;
 pub mod setting;
 
-pub use combine::Combine;
-pub use config::{Config, Format, Input, Layout, Model, Settings, Slice, Tokens};
+pub use combine::{
+    Combine, Cutoffs,
+    lines::{Lines, Norms, Outside, Place, Schedule},
+};
+pub use config::{
+    Config, Format, Input, Layout, Model, RowOf, Settings, Slice, TokenRow, TokenSource, Tokens,
+};
 pub use luthier_core::Method;
 pub use method::{Given, SPECS, Spec};
 pub use operands::{Operands, Put, Work};
@@ -38,6 +43,17 @@ pub const METHODS: &[Method] = &[
     Method::usual("passthrough", "one model as it is: stacked layers"),
     Method::usual("ram", "what one model changed whole, what several changed averaged"),
     Method::usual("ramplus_tl", "the same, with single changes strengthened"),
+    Method::of(48, "wise_ft", "a straight line from the base to a tuned model"),
+    Method::of(52, "transfer", "what tuning changed in one version, added to another"),
+    Method::usual("fisher", "means number by number, weighted by Fisher values"),
+    Method::of(37, "graft", "the tuned numbers of a small region in the base"),
+    Method::usual("regmean", "linear maps whose outputs come nearest to those of all models"),
+    Method::of(50, "lines", "on top of a merge: its change scaled by depth"),
+    Method::of(60, "search.greedy", "a soup of those models that make it better"),
+    Method::of(76, "search.grid", "all values of some settings, of which the best is kept"),
+    Method::usual("search.coordinate", "one setting after the other, as long as it gets better"),
+    Method::of(4, "antidote", "what matters most on harmful data set to 0 (luthier prune)"),
+    Method::of(38, "mend", "facts changed by networks that shape one gradient (luthier edit)"),
 ];
 
 /// Makes one tensor: every number of it is computed once and given to `put`.

@@ -6,7 +6,7 @@
 
 use std::cell::RefCell;
 
-use luthier_core::{Result, Seed};
+use luthier_core::{Error, Result, Seed};
 use rayon::prelude::*;
 
 /// Numbers of a piece: with a few inputs, what one thread holds stays in its second-level cache.
@@ -19,7 +19,8 @@ const RUN: usize = 8;
 pub trait Operands: Sync {
     /// Sizes, which all inputs share.
     fn dims(&self) -> &[usize];
-    /// How many inputs there are, and which of them the others are compared with.
+    /// How many inputs there are, and which of them the others are compared with. What a method reads
+    /// beside the models follows them.
     fn inputs(&self) -> (usize, Option<usize>);
     /// Numbers `from..from + out.len()` of an input, in row order.
     fn read(&self, input: usize, from: usize, out: &mut [f32]) -> Result<()>;
@@ -144,6 +145,20 @@ impl<'a> Work<'a> {
     pub fn others(&self) -> usize {
         let (n, base) = self.operands.inputs();
         n - usize::from(base.is_some())
+    }
+
+    /// Numbers of the base from a position on.
+    pub fn base(&self, from: usize, len: usize) -> Result<Vec<f32>> {
+        let (_, base) = self.operands.inputs();
+        let base = base.ok_or_else(|| Error::failed("merge", "works from a base without one"))?;
+        let mut out = vec![0f32; len];
+        self.operands.read(base, from, &mut out)?;
+        Ok(out)
+    }
+
+    /// The first numbers of an input, the base counted among them: for what needs a tensor at once.
+    pub fn whole(&self, input: usize, out: &mut [f32]) -> Result<()> {
+        self.operands.read(input, 0, out)
     }
 
     /// The seed of the random choices about the `other`-th input.

@@ -12,6 +12,8 @@ pub enum Kind {
     Count,
     /// On or off.
     Switch,
+    /// One of these words, whose number is its place among them.
+    Choice(&'static [&'static str]),
 }
 
 /// A setting before anybody knows for which tensor and depth.
@@ -59,10 +61,13 @@ impl Scalar {
     fn as_kind(&self, kind: Kind, at: &str) -> Result<f64> {
         let number = match self {
             Scalar::Switch(on) => (kind == Kind::Switch).then(|| f64::from(u8::from(*on))),
-            Scalar::Number(n) => Some(*n),
+            Scalar::Number(n) => (!matches!(kind, Kind::Choice(_))).then_some(*n),
             Scalar::Text(text) => match (kind, text.to_lowercase().as_str()) {
                 (Kind::Switch, "true" | "yes" | "on" | "y" | "t") => Some(1.0),
                 (Kind::Switch, "false" | "no" | "off" | "n" | "f") => Some(0.0),
+                (Kind::Choice(words), text) => {
+                    words.iter().position(|word| *word == text).map(|i| i as f64)
+                }
                 (_, text) => text.trim().parse().ok(),
             },
         };
@@ -70,12 +75,14 @@ impl Scalar {
             Kind::Number => n.is_finite(),
             Kind::Count => *n >= 0.0 && n.fract() == 0.0 && *n < 1e9,
             Kind::Switch => *n == 0.0 || *n == 1.0,
+            Kind::Choice(_) => true,
         };
         number.filter(fits).ok_or_else(|| {
             let wanted = match kind {
-                Kind::Number => "a number",
-                Kind::Count => "a whole number",
-                Kind::Switch => "true or false",
+                Kind::Number => "a number".to_string(),
+                Kind::Count => "a whole number".to_string(),
+                Kind::Switch => "true or false".to_string(),
+                Kind::Choice(words) => words.join(" or "),
             };
             let got = match self {
                 Scalar::Switch(on) => on.to_string(),
@@ -139,7 +146,7 @@ impl Setting {
                     values.iter().map(|v| v.as_kind(kind, at)).collect::<Result<_>>()?;
                 let along = t * (values.len() - 1) as f64;
                 let first = along as usize;
-                if kind == Kind::Switch {
+                if matches!(kind, Kind::Switch | Kind::Choice(_)) {
                     return Ok(Some(values[first]));
                 }
                 let second = (first + 1).min(values.len() - 1);
@@ -208,5 +215,17 @@ mod tests {
         let one = read(json!(2.5)).unwrap().unwrap();
         assert!(one.value(Kind::Count, "", 0.0, "").is_err());
         assert!(one.value(Kind::Switch, "", 0.0, "").is_err());
+    }
+
+    #[test]
+    fn words_have_their_place_as_number() {
+        const PER: Kind = Kind::Choice(&["tensor", "row"]);
+        assert_eq!(at(json!("row"), PER, "x", 0.5), Some(1.0));
+        assert_eq!(at(json!(["tensor", "row"]), PER, "x", 0.9), Some(0.0));
+        let wrong = Setting::read(&json!("column"), "m.yml: per").unwrap().unwrap();
+        let error = wrong.value(PER, "", 0.0, "m.yml: per").unwrap_err().to_string();
+        assert_eq!(error, "m.yml: per: expected tensor or row, got \"column\"");
+        let number = Setting::read(&json!(1), "").unwrap().unwrap();
+        assert!(number.value(PER, "", 0.0, "").is_err());
     }
 }

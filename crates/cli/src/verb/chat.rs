@@ -9,17 +9,18 @@ use std::{
 };
 
 use luthier_core::{Error, Example, Result, Turn};
-use luthier_decode::{
-    Constrain, Finish, Generate, Parts, Sampler, SoFar, combine::Identity, generate_from,
-    sources::PolicySource,
-};
+use luthier_decode::{Constrain, Finish, Generate, Sampler, SoFar};
 use luthier_model::render::generation_prompt;
-use luthier_recipe::text::Text;
+use luthier_recipe::{
+    decode::{Decoding, Job},
+    text::Text,
+};
 use rustyline::error::ReadlineError;
 
 use crate::{
     out,
     verb::{
+        decode_args::DecodeArgs,
         model_args::{Loaded, ModelArgs},
         sampling_args::{SamplingArgs, recommended},
     },
@@ -35,26 +36,37 @@ pub struct Args {
     system: Option<String>,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    decode: DecodeArgs,
 }
 
 const HELP: &str = "/reset begins anew, /system TEXT too with another system turn, /quit ends; \
     Ctrl-C stops an answer, Ctrl-D ends";
 
 /// Talks until the input ends.
-pub fn run(args: Args) -> Result<()> {
-    let loaded = args.model.load_for(1)?;
+pub fn run(mut args: Args) -> Result<()> {
+    let table = args.decode.table(&mut args.model)?.unwrap_or_default();
+    let at_a_time = table.several() * table.beam.map_or(1, |beam| beam.num_beams);
+    let loaded = args.model.load_for(at_a_time)?;
     if loaded.opened.tokenizer.template().is_none() {
         return Err(Error::input(&loaded.opened.name, "this model has no chat template")
             .hint("it can go on from a text: luthier generate --raw --prompt TEXT"));
     }
     let (usual, from) = match recommended(&loaded.opened.config.generation) {
+        _ if table.sampler.is_some() => {
+            (table.sampler.unwrap_or_default(), "as the table of --decode says")
+        }
         Some(sampler) => (sampler, "as the model's generation_config.json recommends"),
         None => (Sampler { temperature: 0.7, ..Sampler::default() }, "luthier's default"),
     };
     let options = args.sampling.options(&loaded.opened, usual)?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let end = Interrupt { stop: stop.clone(), eos: options.eos.clone() };
+    let decoding = Decoding::open(&table, &loaded.opened, &loaded.policy, at_a_time)?;
     let mut talk = Talk {
+        decoding: decoding.with_constraint(Arc::new(end)),
         turns: args.system.iter().map(|text| Turn::new("system", text)).collect(),
-        stop: Arc::new(AtomicBool::new(false)),
+        stop,
         answers: 0,
         loaded,
         options,
@@ -79,6 +91,7 @@ enum Said {
 
 struct Talk {
     loaded: Loaded,
+    decoding: Decoding,
     options: Generate,
     turns: Vec<Turn>,
     stop: Arc<AtomicBool>,
@@ -160,26 +173,27 @@ impl Talk {
         let example = Example::new("conversation", 1, self.turns.clone(), None);
         let prompt = generation_prompt(&example, tokenizer)?;
         self.stop.store(false, Ordering::Relaxed);
-        let mut options = Generate { max_batch: 1, ..self.options.clone() };
+        let several = self.decoding.table().several();
+        let mut options = Generate { max_batch: several, ..self.options.clone() };
         // The same words twice need not get the same answer.
         options.sampler.seed = options.sampler.seed.wrapping_add(self.answers);
         self.answers += 1;
-        let end = Interrupt { stop: self.stop.clone(), eos: options.eos.clone() };
-        let parts = Parts {
-            sources: vec![Box::new(PolicySource::new(&self.loaded.policy, 1))],
-            combine: &Identity {},
-            constrain: vec![Box::new(end)],
-        };
         let mut broken = None;
         let mut listen = |_: usize, _: u32, piece: &str| {
-            if broken.is_none() {
+            if broken.is_none() && several == 1 {
                 broken = out::data(piece).err();
             }
         };
         let text = Text(tokenizer);
-        let answers = generate_from(parts, &[prompt], &options, &text, &mut listen)?;
+        let agree = |one: &str, other: &str| one.trim() == other.trim();
+        let (examples, prompts) = (&[example], &[prompt]);
+        let job = Job { examples, prompts, options: &options, agree: &agree };
+        let answers = self.decoding.answer(&job, &text, &mut listen)?;
         if let Some(error) = broken {
             return Err(error);
+        }
+        if several > 1 {
+            answers.iter().try_for_each(|answer| out::data(&answer.text))?;
         }
         out::data("\n")?;
         for answer in answers {

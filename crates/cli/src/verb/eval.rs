@@ -12,6 +12,7 @@ use luthier_model::Tokenizer;
 use luthier_probe::{Comparison, Kind, stats::Test};
 use luthier_recipe::{
     Opened,
+    decode::{Decode, Decoding},
     evaluate::{self, Evaluated, Likelihood, Limits},
     open, precision,
 };
@@ -22,6 +23,7 @@ use crate::{
     verb::{
         bar,
         columns::{Side, aligned},
+        decode_args::DecodeArgs,
         model_args::{ModelArgs, check_adapter},
         pull::bring,
     },
@@ -58,10 +60,19 @@ pub struct Args {
     /// Write the result of every example to this file, one JSON object per line
     #[arg(long, value_name = "FILE")]
     answers: Option<PathBuf>,
+    /// Divides the logits where answers are drawn; 0 always takes the most probable token [default: 0,
+    /// or what the table of --decode says]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    temperature: Option<f32>,
+    /// The same seed gives the same answers [default: 0]
+    #[arg(long, value_name = "SEED")]
+    seed: Option<u64>,
     /// Print one JSON value: {"metric", "value", "n", "ci95", …, "tokens_read", "seconds" (without
     /// loading), "tokens_per_second"}
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    decode: DecodeArgs,
 }
 
 /// Who is compared with.
@@ -72,7 +83,8 @@ enum Other {
 }
 
 /// Scores.
-pub fn run(args: Args) -> Result<()> {
+pub fn run(mut args: Args) -> Result<()> {
+    let decode = args.decoding()?;
     let metric = evaluate::metric("--metric", &args.metric)?;
     if args.max_new_tokens == 0 {
         return Err(Error::input("--max-new-tokens", "expected at least 1, got 0"));
@@ -97,23 +109,30 @@ pub fn run(args: Args) -> Result<()> {
         ..usual
     };
     type Scored = Result<(Evaluated, f64)>;
-    let score = |policy: &Policy, tokenizer: &Tokenizer, what: &'static str| -> Scored {
+    let decoding =
+        decode.as_ref().map(|table| Decoding::open(table, opened, &loaded.policy, usize::MAX));
+    let decoding = decoding.transpose()?;
+    type By<'a> = Option<&'a Decoding>;
+    let score = |by: By, policy: &Policy, tokenizer: &Tokenizer, what: &'static str| -> Scored {
         let begun = Instant::now();
         let progress = bar::pieces(what, table.examples.len());
         let on_done = &mut |done: usize, total: usize| {
             progress.set_length(total as u64);
             progress.set_position(done as u64);
         };
-        let result = evaluate::evaluate(policy, tokenizer, &table, &metric, &limits, on_done);
+        let result =
+            evaluate::evaluate_by(by, policy, tokenizer, &table, &metric, &limits, on_done);
         progress.finish_and_clear();
         Ok((result?, begun.elapsed().as_secs_f64()))
     };
     let against = other.map(|other| other.open(opened, &metric)).transpose()?;
-    let (mut evaluated, seconds) = score(&loaded.policy, tokenizer, "evaluating")?;
+    let by = decoding.as_ref();
+    let (mut evaluated, seconds) = score(by, &loaded.policy, tokenizer, "evaluating")?;
     let compared = match &against {
         None => None,
         Some((name, policy, tokenizer)) => {
-            let (before, _) = score(policy, tokenizer, "evaluating the other")?;
+            // The other one answers greedily by itself: what is compared is the whole way to an answer.
+            let (before, _) = score(None, policy, tokenizer, "evaluating the other")?;
             Some((name, evaluate::compare(&before, &evaluated)?))
         }
     };
@@ -185,6 +204,28 @@ fn speed(evaluated: &Evaluated, seconds: f64) -> String {
 }
 
 impl Args {
+    /// The `[decode]` table with what the flags say.
+    fn decoding(&mut self) -> Result<Option<Decode>> {
+        let Some(mut table) = self.decode.table(&mut self.model)? else {
+            let flags =
+                [("--temperature", self.temperature.is_some()), ("--seed", self.seed.is_some())];
+            if let Some((flag, _)) = flags.into_iter().find(|(_, given)| *given) {
+                return Err(Error::input(flag, "answers are greedy unless something draws them")
+                    .hint("add --best-of N or --self-consistency N, or a table with --decode"));
+            }
+            return Ok(None);
+        };
+        let mut sampler = table.sampler.unwrap_or_default();
+        sampler.temperature = self.temperature.unwrap_or(sampler.temperature);
+        sampler.seed = self.seed.unwrap_or(sampler.seed);
+        if table.several() > 1 && sampler.temperature == 0.0 {
+            return Err(Error::input("--temperature", "at 0 all answers to a prompt are the same")
+                .hint("add --temperature 0.7 to choose among different answers"));
+        }
+        table.sampler = Some(sampler);
+        Ok(Some(table))
+    }
+
     fn table(&self) -> Result<Table> {
         let form = self.raw.then_some(Form::Raw);
         let options = ReadOptions { form, ..ReadOptions::default() };

@@ -7,14 +7,17 @@ use std::{
 };
 
 use luthier_core::{Error, Example, Form, Result, Turn};
-use luthier_decode::{Finish, Generated, Sampler, generate};
+use luthier_decode::{Finish, Generated};
 use luthier_model::render::generation_prompt;
-use luthier_recipe::text::Text;
+use luthier_recipe::{
+    decode::{Decoding, Job},
+    text::Text,
+};
 use serde::Serialize;
 
 use crate::{
     out,
-    verb::{bar, model_args::ModelArgs, sampling_args::SamplingArgs},
+    verb::{bar, decode_args::DecodeArgs, model_args::ModelArgs, sampling_args::SamplingArgs},
 };
 
 /// Arguments of `luthier generate`.
@@ -43,6 +46,8 @@ pub struct Args {
     json: bool,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    decode: DecodeArgs,
 }
 
 #[derive(Serialize)]
@@ -56,15 +61,26 @@ struct Answer<'a> {
 }
 
 /// Generates.
-pub fn run(args: Args) -> Result<()> {
+pub fn run(mut args: Args) -> Result<()> {
     if args.n == 0 {
         return Err(Error::input("--n", "expected at least 1, got 0"));
     }
+    let table = args.decode.table(&mut args.model)?.unwrap_or_default();
+    if args.n > 1 && (table.several() > 1 || table.beam.is_some()) {
+        return Err(Error::input("--n", "one answer is chosen or searched for each prompt")
+            .hint("leave out --n, or --best-of, --self-consistency and --num-beams"));
+    }
     // What can be wrong without the model is found before it is loaded.
     let mut examples = prompts(&args)?;
-    let loaded = args.model.load_for(examples.len() * args.n)?;
+    let beams = table.beam.map_or(1, |beam| beam.num_beams);
+    let at_a_time = examples.len() * args.n * table.several() * beams;
+    let loaded = args.model.load_for(at_a_time)?;
     let tokenizer = &loaded.opened.tokenizer;
-    let options = args.sampling.options(&loaded.opened, Sampler::default())?;
+    let options = args.sampling.options(&loaded.opened, table.sampler.unwrap_or_default())?;
+    if table.several() > 1 && options.sampler.temperature == 0.0 {
+        return Err(Error::input("--temperature", "at 0 all answers to a prompt are the same")
+            .hint("add --temperature 0.7 to choose among different answers"));
+    }
     if args.n > 1 && options.sampler.temperature == 0.0 {
         out::say("note: at temperature 0 all answers to a prompt are the same");
     }
@@ -78,14 +94,19 @@ pub fn run(args: Args) -> Result<()> {
     }
     let ids: Vec<Vec<u32>> =
         examples.iter().map(|e| generation_prompt(e, tokenizer)).collect::<Result<_>>()?;
+    let decoding = Decoding::open(&table, &loaded.opened, &loaded.policy, at_a_time)?;
     // The first answers come first, so that they are the same for every --n.
-    let sequences: Vec<Vec<u32>> = std::iter::repeat_n(&ids, args.n).flatten().cloned().collect();
-    let streams = !args.json && sequences.len() == 1;
+    let prompts: Vec<Vec<u32>> = std::iter::repeat_n(&ids, args.n).flatten().cloned().collect();
+    let asked_for: Vec<Example> =
+        std::iter::repeat_n(&examples, args.n).flatten().cloned().collect();
+    let sequences = prompts.len() * table.several();
+    // A search shows its answer when it is there.
+    let streams = !args.json && sequences == 1;
     let mut broken = None;
-    let progress = (sequences.len() > 1).then(|| bar::pieces("generating", sequences.len()));
-    let mut lengths = vec![0usize; sequences.len()];
+    let progress = (sequences > 1).then(|| bar::pieces("generating", sequences));
+    let mut lengths = vec![0usize; sequences];
     // When the first and the last token of each sequence came.
-    let mut times = vec![[0f64; 2]; sequences.len()];
+    let mut times = vec![[0f64; 2]; sequences];
     let begun = Instant::now();
     let mut listen = |sequence: usize, token: u32, piece: &str| {
         if streams && broken.is_none() {
@@ -103,7 +124,9 @@ pub fn run(args: Args) -> Result<()> {
         }
     };
     let text = Text(tokenizer);
-    let all = generate(&loaded.policy, &sequences, &options, &text, &mut listen)?;
+    let agree = |one: &str, other: &str| one.trim() == other.trim();
+    let job = Job { examples: &asked_for, prompts: &prompts, options: &options, agree: &agree };
+    let all = decoding.answer(&job, &text, &mut listen)?;
     let seconds = begun.elapsed().as_secs_f64();
     progress.inspect(|bar| bar.finish_and_clear());
     if let Some(error) = broken {

@@ -53,6 +53,10 @@ pub fn run(args: Args) -> Result<()> {
         return out::json(&merged);
     }
     merged.notes.iter().for_each(|note| out::say(&format!("note: {note}")));
+    if let Some(found) = &merged.found {
+        let (tried, score) = (found.tried, found.score);
+        out::say(&format!("the best of {tried} merges: {}, score {score:.5}", found.settings));
+    }
     out::say(&format!(
         "{}: {} layers, {:.1} million parameters in {}",
         merged.method,

@@ -60,7 +60,8 @@ fn details(method: &MethodRow) -> String {
     if let Some(place) = methods::place(method.seam) {
         let key = match method.seam {
             "data" => format!("[[data.steps]] with the key {}", method.name),
-            "probe" | "weights" => format!("{place} = \"{}\"", method.name),
+            "weights" => methods::merge_key(method.name),
+            "probe" => format!("{place} = \"{}\"", method.name),
             _ => format!("[{place}.{}]", method.name),
         };
         rows.push(vec!["in a recipe".to_string(), key]);

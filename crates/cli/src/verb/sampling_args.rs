@@ -19,6 +19,9 @@ pub struct SamplingArgs {
     /// model's generation_config.json recommends, or 0.7]
     #[arg(long, value_name = "T", allow_negative_numbers = true)]
     pub temperature: Option<f32>,
+    /// Only the best tokens that together hold share H of the entropy
+    #[arg(long, value_name = "H", allow_negative_numbers = true)]
+    pub top_h: Option<f32>,
     /// Only the K most probable tokens
     #[arg(long, value_name = "K")]
     pub top_k: Option<usize>,
@@ -31,12 +34,18 @@ pub struct SamplingArgs {
     /// Above 1: makes tokens that were there before less probable
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub repetition_penalty: Option<f32>,
+    /// Mirostat 2: keeps the surprise of the tokens around so many bits
+    #[arg(long, value_name = "TAU", allow_negative_numbers = true)]
+    pub mirostat_tau: Option<f32>,
+    /// Mirostat 2: how fast it follows
+    #[arg(long, value_name = "ETA", allow_negative_numbers = true, requires = "mirostat_tau")]
+    pub mirostat_eta: Option<f32>,
     /// End the answer at this text, which is not shown; \n is a line end (may be repeated)
     #[arg(long, value_name = "TEXT")]
     pub stop: Vec<String>,
-    /// The same seed gives the same text
-    #[arg(long, value_name = "SEED", default_value_t = 0)]
-    pub seed: u64,
+    /// The same seed gives the same text [default: 0]
+    #[arg(long, value_name = "SEED")]
+    pub seed: Option<u64>,
 }
 
 impl SamplingArgs {
@@ -44,11 +53,14 @@ impl SamplingArgs {
     pub fn options(&self, opened: &Opened, usual: Sampler) -> Result<Generate> {
         let sampler = Sampler {
             temperature: self.temperature.unwrap_or(usual.temperature),
+            top_h: self.top_h.unwrap_or(usual.top_h),
             top_k: self.top_k.unwrap_or(usual.top_k),
+            mirostat_tau: self.mirostat_tau.unwrap_or(usual.mirostat_tau),
+            mirostat_eta: self.mirostat_eta.unwrap_or(usual.mirostat_eta),
             top_p: self.top_p.unwrap_or(usual.top_p),
             min_p: self.min_p.unwrap_or(usual.min_p),
             repetition_penalty: self.repetition_penalty.unwrap_or(usual.repetition_penalty),
-            seed: self.seed,
+            seed: self.seed.unwrap_or(usual.seed),
             ..usual
         };
         sampler.check("sampling").map_err(by_flag)?;
@@ -63,6 +75,8 @@ impl SamplingArgs {
             return Err(Error::input("--min-new-tokens", what));
         }
         let narrowing = [
+            ("--top-h", self.top_h.is_some_and(|h| h != 0.0)),
+            ("--mirostat-tau", self.mirostat_tau.is_some_and(|tau| tau != 0.0)),
             ("--top-k", self.top_k.is_some_and(|k| k != 0)),
             ("--top-p", self.top_p.is_some_and(|p| p != 1.0)),
             ("--min-p", self.min_p.is_some_and(|p| p != 0.0)),

@@ -1,4 +1,5 @@
 //! What rows become.
 
 pub mod overlength;
+pub mod response_only;
 pub mod system;

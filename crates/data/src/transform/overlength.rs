@@ -195,6 +195,7 @@ fn part(row: &Row, range: std::ops::Range<usize>) -> Row {
         targets: row.targets[range.clone()].to_vec(),
         weights: row.weights[range].to_vec(),
         example: row.example,
+        reference: row.reference,
     }
 }
 

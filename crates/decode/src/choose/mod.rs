@@ -1,13 +1,16 @@
 //! Logits to one token: penalties, then the warpers, then greedy choice or a draw.
 //!
-//! Order and meaning are those of transformers 5: repetition penalty, temperature, top-k, top-p,
+//! Order and meaning are those of transformers 5: repetition penalty, temperature, top-h, top-k, top-p,
 //! min-p. Frequency and presence penalty, which transformers lacks, follow the repetition penalty.
+//! Mirostat draws in its own way from what temperature leaves.
 
 mod draw;
 mod frequency;
 mod min_p;
+mod mirostat;
 mod repetition;
 mod temperature;
+mod top_h;
 mod top_k;
 mod top_p;
 
@@ -19,8 +22,10 @@ use draw::quantile;
 pub use draw::{draw, greedy};
 pub use frequency::Frequency;
 pub use min_p::MinP;
+pub use mirostat::Mirostat;
 pub use repetition::Repetition;
 pub use temperature::Temperature;
+pub use top_h::TopH;
 pub use top_k::TopK;
 pub use top_p::TopP;
 
@@ -49,6 +54,8 @@ pub trait Warp {
 pub struct Sampler {
     /// Divides the logits; 0 chooses the most probable token.
     pub temperature: f32,
+    /// Only the best tokens that together hold this share of the entropy; 0 is off.
+    pub top_h: f32,
     /// Only this many best tokens; 0 is off.
     pub top_k: usize,
     /// Only the best tokens that together hold this much probability; 1 is off.
@@ -61,6 +68,10 @@ pub struct Sampler {
     pub frequency_penalty: f32,
     /// Subtracted once for a token that is in the answer; 0 is off.
     pub presence_penalty: f32,
+    /// The surprise, in bits, that Mirostat aims at; 0 is off.
+    pub mirostat_tau: f32,
+    /// How fast Mirostat follows.
+    pub mirostat_eta: f32,
     /// Where the randomness comes from.
     pub seed: u64,
 }
@@ -69,12 +80,15 @@ impl Default for Sampler {
     fn default() -> Self {
         Sampler {
             temperature: 0.0,
+            top_h: 0.0,
             top_k: 0,
             top_p: 1.0,
             min_p: 0.0,
             repetition_penalty: 1.0,
             frequency_penalty: 0.0,
             presence_penalty: 0.0,
+            mirostat_tau: 0.0,
+            mirostat_eta: 0.1,
             seed: 0,
         }
     }
@@ -85,6 +99,7 @@ impl Sampler {
     pub fn check(&self, key: &str) -> Result<()> {
         let rules = [
             ("temperature", self.temperature, self.temperature >= 0.0, "at least 0"),
+            ("top_h", self.top_h, (0.0..=1.0).contains(&self.top_h), "between 0 and 1"),
             ("top_p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "above 0 and at most 1"),
             ("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p), "between 0 and 1"),
             (
@@ -95,6 +110,8 @@ impl Sampler {
             ),
             ("frequency_penalty", self.frequency_penalty, true, "a finite number"),
             ("presence_penalty", self.presence_penalty, true, "a finite number"),
+            ("mirostat_tau", self.mirostat_tau, self.mirostat_tau >= 0.0, "at least 0"),
+            ("mirostat_eta", self.mirostat_eta, self.mirostat_eta > 0.0, "above 0"),
         ];
         for (name, value, fits, range) in rules {
             if !fits || !value.is_finite() {
@@ -102,7 +119,22 @@ impl Sampler {
                 return Err(Error::input(format!("{key}.{name}"), what));
             }
         }
+        if self.mirostat_tau > 0.0 && self.narrows() {
+            let what = "Mirostat chooses by itself how many tokens stay";
+            return Err(Error::input(format!("{key}.mirostat_tau"), what)
+                .hint("leave out top_h, top_k, top_p and min_p"));
+        }
         Ok(())
+    }
+
+    /// Whether a warper besides the temperature is on.
+    fn narrows(&self) -> bool {
+        self.top_h > 0.0 || self.top_k != 0 || self.top_p < 1.0 || self.min_p > 0.0
+    }
+
+    /// What [`Sampler::choose_after`] is to be given for the first token.
+    pub fn begin(&self) -> f32 {
+        2.0 * self.mirostat_tau
     }
 
     /// Applies the penalties to `logits_v`.
@@ -126,6 +158,9 @@ impl Sampler {
         let mut kept: Vec<Candidate> =
             all.filter(|candidate| candidate.logit > f32::NEG_INFINITY).collect();
         Temperature { t: self.temperature }.warp(&mut kept);
+        if self.top_h > 0.0 {
+            TopH { h: self.top_h }.warp(&mut kept);
+        }
         if self.top_k != 0 {
             TopK { k: self.top_k }.warp(&mut kept);
         }
@@ -140,11 +175,26 @@ impl Sampler {
 
     /// Chooses a token and leaves anything in `logits_v`. Greedy choice takes nothing from `rng`.
     pub fn choose(&self, so_far: &SoFar, logits_v: &mut [f32], rng: &mut Rng) -> Result<u32> {
+        self.choose_after(so_far, logits_v, rng, &mut self.begin())
+    }
+
+    /// The same with what choosing remembers of a sequence ([`Sampler::begin`]).
+    pub fn choose_after(
+        &self,
+        so_far: &SoFar,
+        logits_v: &mut [f32],
+        rng: &mut Rng,
+        memory: &mut f32,
+    ) -> Result<u32> {
         self.penalise(so_far, logits_v);
         if self.temperature == 0.0 {
             return Ok(greedy(logits_v)?.id);
         }
-        if self.top_k != 0 || self.top_p < 1.0 || self.min_p > 0.0 {
+        if self.mirostat_tau > 0.0 {
+            let rule = Mirostat { tau: self.mirostat_tau, eta: self.mirostat_eta };
+            return Ok(rule.draw(self.candidates(logits_v)?, rng.uniform(), memory));
+        }
+        if self.narrows() {
             return Ok(draw(&self.candidates(logits_v)?, rng.uniform()));
         }
         // The same without a list of candidates, since that is the whole vocabulary.

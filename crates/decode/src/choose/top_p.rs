@@ -13,7 +13,7 @@ pub struct TopP {
 }
 
 /// Best first; of equals, the lowest id first.
-fn best_first(a: &Candidate, b: &Candidate) -> Ordering {
+pub(super) fn best_first(a: &Candidate, b: &Candidate) -> Ordering {
     b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id))
 }
 

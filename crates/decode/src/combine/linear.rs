@@ -1,23 +1,29 @@
 //! A weighted sum of logits: `out = Σ_s coefficients[s] · logits[s]`.
 //!
 //! The result is the distribution proportional to `Π_s p_s ^ coefficients[s]`; a negative
-//! coefficient steers away from a source.
+//! coefficient steers away from a source. **Departures**: none, it is the formula.
 
-use luthier_core::Result;
+use luthier_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 use super::{Combine, expect_sources};
 
 /// Weighted sum of the sources' logits.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct Linear {
+    /// The sources, by name.
+    pub sources: Vec<String>,
     /// One coefficient per source.
     pub coefficients: Vec<f32>,
 }
 
 impl Combine for Linear {
     fn check(&self, n_sources: usize) -> Result<()> {
+        if let Some(bad) = self.coefficients.iter().find(|c| !c.is_finite()) {
+            let what = format!("expected finite numbers, got {bad}");
+            return Err(Error::input("decode.combine.linear.coefficients", what));
+        }
         expect_sources("linear", self.coefficients.len(), n_sources)
     }
 

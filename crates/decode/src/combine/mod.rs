@@ -1,20 +1,30 @@
 //! Several sources' logits become one.
 
+mod cfg;
+mod contrastive;
+mod emulate;
 mod identity;
 mod linear;
+mod mixture;
+mod proxy;
 
-use luthier_core::{Error, Result};
+use luthier_core::{Error, Result, nearest::suggest};
 use serde::{Deserialize, Serialize};
 
+pub use cfg::Cfg;
+pub use contrastive::Contrastive;
+pub use emulate::{Delta, Emulate, Outside};
 pub use identity::Identity;
 pub use linear::Linear;
+pub use mixture::Mixture;
+pub use proxy::Proxy;
 
 /// Combines the logits of several sources at one token.
 ///
 /// Logits in, logits out: a constant added to all of them changes no probability, and penalties
 /// that look at a logit's sign then act as they would on a single model. [`log_z`] normalises.
 pub trait Combine: Send + Sync {
-    /// Refuses a number of sources this rule cannot combine.
+    /// Refuses settings that cannot be followed, and a number of sources this rule cannot combine.
     fn check(&self, n_sources: usize) -> Result<()>;
 
     /// Writes the combination of `logits_sv` (one slice per source) to `out_v`.
@@ -29,6 +39,22 @@ pub enum Kind {
     Identity(Identity),
     /// Weighted sum.
     Linear(Linear),
+    /// Mixture of probabilities.
+    Mixture(Mixture),
+    /// Emulated fine-tuning.
+    Emulate(Emulate),
+    /// Proxy tuning.
+    Proxy(Proxy),
+    /// Contrastive decoding.
+    Contrastive(Contrastive),
+    /// Classifier-free guidance.
+    Cfg(Cfg),
+}
+
+impl Default for Kind {
+    fn default() -> Self {
+        Kind::Identity(Identity {})
+    }
 }
 
 impl Kind {
@@ -36,6 +62,31 @@ impl Kind {
         match self {
             Kind::Identity(rule) => rule,
             Kind::Linear(rule) => rule,
+            Kind::Mixture(rule) => rule,
+            Kind::Emulate(rule) => rule,
+            Kind::Proxy(rule) => rule,
+            Kind::Contrastive(rule) => rule,
+            Kind::Cfg(rule) => rule,
+        }
+    }
+
+    /// The sources it asks for, by name, in the order in which it takes their logits. A name may stand
+    /// there twice.
+    pub fn names(&self) -> Vec<&str> {
+        match self {
+            Kind::Identity(_) => vec!["policy"],
+            Kind::Linear(rule) => rule.sources.iter().map(String::as_str).collect(),
+            Kind::Mixture(rule) => rule.sources.iter().map(String::as_str).collect(),
+            Kind::Emulate(rule) => rule.names(),
+            Kind::Proxy(rule) => {
+                [&rule.base, &rule.expert, &rule.anti].map(|name| name.as_str()).to_vec()
+            }
+            Kind::Contrastive(rule) => {
+                [&rule.expert, &rule.amateur].map(|name| name.as_str()).to_vec()
+            }
+            Kind::Cfg(rule) => {
+                [&rule.conditional, &rule.unconditional].map(|name| name.as_str()).to_vec()
+            }
         }
     }
 }
@@ -47,6 +98,41 @@ impl Combine for Kind {
 
     fn combine(&self, logits_sv: &[&[f32]], out_v: &mut [f32]) {
         self.inner().combine(logits_sv, out_v);
+    }
+}
+
+/// A rule and which of the sources it takes, in its own order: each source is asked once, however often
+/// the rule names it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Picked {
+    rule: Kind,
+    order: Vec<usize>,
+    n_sources: usize,
+}
+
+impl Picked {
+    /// `rule` over sources called `known`.
+    pub fn new(rule: Kind, known: &[&str]) -> Result<Self> {
+        let place = |name: &str| {
+            known.iter().position(|k| *k == name).ok_or_else(|| {
+                Error::input("decode.combine", format!("there is no source `{name}`"))
+                    .hint(suggest(name, known.iter().copied()))
+            })
+        };
+        let order = rule.names().into_iter().map(place).collect::<Result<Vec<usize>>>()?;
+        rule.check(order.len())?;
+        Ok(Picked { rule, order, n_sources: known.len() })
+    }
+}
+
+impl Combine for Picked {
+    fn check(&self, n_sources: usize) -> Result<()> {
+        expect_sources("sources", self.n_sources, n_sources)
+    }
+
+    fn combine(&self, logits_sv: &[&[f32]], out_v: &mut [f32]) {
+        let picked: Vec<&[f32]> = self.order.iter().map(|i| logits_sv[*i]).collect();
+        self.rule.combine(&picked, out_v);
     }
 }
 

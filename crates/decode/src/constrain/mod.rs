@@ -1,15 +1,25 @@
 //! What may come next, and where a sequence ends.
 
 mod ban;
+mod dry;
 mod force_eos;
+mod grammar;
 mod logit_bias;
 mod min_new_tokens;
+mod rising_end;
+mod seen;
 mod stop;
 
+use std::sync::Arc;
+
 pub use ban::Ban;
+pub use dry::Dry;
 pub use force_eos::ForceEos;
+pub use grammar::{Format, Grammar, Vocabulary};
 pub use logit_bias::LogitBias;
 pub use min_new_tokens::MinNewTokens;
+pub use rising_end::RisingEnd;
+pub use seen::Seen;
 pub use stop::Stops;
 
 use crate::SoFar;
@@ -18,6 +28,13 @@ use crate::SoFar;
 pub trait Constrain: Send + Sync {
     /// Edits `logits_v` in place.
     fn constrain(&self, so_far: &SoFar, logits_v: &mut [f32]);
+}
+
+/// A shared constraint is one.
+impl Constrain for Arc<dyn Constrain> {
+    fn constrain(&self, so_far: &SoFar, logits_v: &mut [f32]) {
+        self.as_ref().constrain(so_far, logits_v);
+    }
 }
 
 /// Constraints applied one after the other are a constraint.

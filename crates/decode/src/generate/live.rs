@@ -1,6 +1,6 @@
 //! One sequence while it grows.
 
-use super::{Finish, Generate, Generated};
+use super::{Finish, Generate, Generated, Reading};
 use crate::{TokenText, constrain::Stops, text::Incremental};
 
 /// A sequence that occupies a slot.
@@ -17,6 +17,8 @@ pub(super) struct Live {
     pub tokens: Vec<u32>,
     /// Set with the last token.
     pub ended: Option<Finish>,
+    /// What choosing remembers from token to token.
+    pub memory: f32,
     logprobs: Vec<f32>,
     text: String,
     incremental: Incremental,
@@ -32,11 +34,18 @@ impl Live {
             read: 0,
             tokens: Vec::new(),
             ended: None,
+            memory: options.sampler.begin(),
             logprobs: Vec::new(),
             text: String::new(),
             incremental: Incremental::default(),
             stops: Stops::new(&options.stop),
         }
+    }
+
+    /// `ids` from where it stands, with logits at the last `read`.
+    pub fn reading<'a>(&self, ids: &'a [u32], read: usize) -> Reading<'a> {
+        let (slot, prompt) = (self.slot, self.sequence);
+        Reading { ids, start: self.read, slot, from: slot, prompt, read }
     }
 
     /// Takes the next token and returns the text that is certain with it.

@@ -37,8 +37,21 @@ pub struct Generate {
     pub logit_bias: BTreeMap<u32, f32>,
     /// Whether to report log-probabilities.
     pub logprobs: bool,
+    /// One source writes ahead, the others check what it wrote.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub draft: Option<Draft>,
     /// How the token is chosen.
     pub sampler: Sampler,
+}
+
+/// Speculative decoding: who writes ahead, and how far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Draft {
+    /// The place of the source that drafts among all.
+    pub source: usize,
+    /// Tokens that it drafts at a time.
+    pub tokens: usize,
 }
 
 impl Default for Generate {
@@ -55,6 +68,7 @@ impl Default for Generate {
             ban: Vec::new(),
             logit_bias: BTreeMap::new(),
             logprobs: false,
+            draft: None,
             sampler: Sampler::default(),
         }
     }
@@ -71,9 +85,23 @@ fn by_token_id<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<u32, f32>,
 }
 
 impl Generate {
-    /// Refuses options that cannot be followed.
-    pub fn check(&self) -> Result<()> {
+    /// Refuses options that cannot be followed with `n_sources` sources.
+    pub fn check(&self, n_sources: usize) -> Result<()> {
         self.sampler.check("decode.sampler")?;
+        if let Some(draft) = self.draft {
+            let at = "decode.draft";
+            if draft.source >= n_sources {
+                let what = format!("there is no source {} of {n_sources}", draft.source + 1);
+                return Err(Error::input(format!("{at}.source"), what));
+            }
+            if draft.tokens == 0 {
+                return Err(Error::input(format!("{at}.tokens"), "expected at least 1, got 0"));
+            }
+            if self.sampler.mirostat_tau > 0.0 {
+                let what = "Mirostat changes its limit with every token, so none can be drafted";
+                return Err(Error::input(at, what).hint("leave out one of the two"));
+            }
+        }
         if self.max_batch == 0 {
             return Err(Error::input("decode.max_batch", "expected at least 1, got 0"));
         }
@@ -94,7 +122,7 @@ impl Generate {
     }
 
     /// How many tokens a prompt of `prompt` tokens may get.
-    pub(super) fn room(&self, prompt: usize) -> usize {
+    pub(crate) fn room(&self, prompt: usize) -> usize {
         match self.max_context {
             0 => self.max_new_tokens,
             context => self.max_new_tokens.min(context.saturating_sub(prompt)),
@@ -146,8 +174,16 @@ mod tests {
             (Generate { max_batch: 0, ..Generate::default() }, "decode.max_batch"),
             (Generate { stop: vec!["".into()], ..Generate::default() }, "decode.stop"),
             (Generate { force_eos: true, ..Generate::default() }, "decode.force_eos"),
+            (
+                Generate { draft: Some(Draft { source: 1, tokens: 4 }), ..Generate::default() },
+                "decode.draft.source",
+            ),
+            (
+                Generate { draft: Some(Draft { source: 0, tokens: 0 }), ..Generate::default() },
+                "decode.draft.tokens",
+            ),
         ] {
-            let err = options.check().unwrap_err();
+            let err = options.check(1).unwrap_err();
             assert!(err.to_string().starts_with(key) && err.exit_code() == 2, "{err}");
         }
     }

@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor};
 use luthier_core::{Cache, Ctx, Policy, Result, Rows};
-use luthier_kernels::tensor;
 
 use super::{Source, Step};
 
@@ -12,12 +10,20 @@ use super::{Source, Step};
 pub struct PolicySource<'a> {
     policy: &'a Policy,
     cache: Cache,
+    vocab: usize,
 }
 
 impl<'a> PolicySource<'a> {
     /// A policy with room for `max_batch` live sequences.
     pub fn new(policy: &'a Policy, max_batch: usize) -> Self {
-        PolicySource { policy, cache: Cache::new(max_batch, policy.model.n_layers()) }
+        let vocab = policy.model.vocab();
+        PolicySource { policy, cache: Cache::new(max_batch, policy.model.n_layers()), vocab }
+    }
+
+    /// The same with the first `vocab` tokens alone: what another model's table of embeddings does not
+    /// reach is padding.
+    pub fn narrowed(self, vocab: usize) -> Self {
+        PolicySource { vocab: vocab.min(self.vocab), ..self }
     }
 }
 
@@ -41,31 +47,21 @@ fn behind_placeholders(step: &Step, n: usize) -> Option<(Vec<u32>, Arc<Rows>)> {
 
 impl Source for PolicySource<'_> {
     fn vocab(&self) -> usize {
-        self.policy.model.vocab()
+        self.vocab
     }
 
     fn step(&mut self, step: &Step, logits_bv: &mut Vec<f32>) -> Result<()> {
         let behind = behind_placeholders(step, self.policy.hooks.virtual_tokens);
         let step = match &behind {
             None => step,
-            Some((ids_n, rows)) => &Step { ids_n, rows: rows.clone(), slots_b: step.slots_b },
+            Some((ids_n, rows)) => &Step { ids_n, rows: rows.clone(), ..step.clone() },
         };
         let rows = &step.rows;
-        self.cache.select(step.slots_b.to_vec());
+        step.take_up(&mut self.cache);
         let mut ctx = Ctx::new(&self.policy.hooks, rows.clone(), step.ids_n);
         ctx.cache = Some(&mut self.cache);
         let h_nd = self.policy.hidden(&mut ctx)?;
-        let last_b: Vec<u32> = rows.offsets[1..].iter().map(|end| *end as u32 - 1).collect();
-        let h_bd =
-            h_nd.index_select(&Tensor::from_slice(&last_b, last_b.len(), h_nd.device())?, 0)?;
-        // The head sees one token per row, so hooks bound there are told of exactly these.
-        let ids_b: Vec<u32> = last_b.iter().map(|i| step.ids_n[*i as usize]).collect();
-        let at = |i: usize| rows.positions_n[last_b[i] as usize] as usize;
-        let head_rows = Arc::new(Rows::new(&vec![1; last_b.len()], at));
-        let mut ctx = Ctx::new(&self.policy.hooks, head_rows, &ids_b);
-        let logits = self.policy.model.unembed(&h_bd, &mut ctx)?.to_dtype(DType::F32)?;
-        logits_bv.clear();
-        Ok(tensor::with(&logits, |logits| logits_bv.extend_from_slice(logits))?)
+        step.asked_logits(self.policy, &h_nd, self.vocab, logits_bv)
     }
 
     fn free(&mut self, slot: usize) {

@@ -20,6 +20,7 @@ fn trained(bound: &Bound) -> Vec<String> {
             targets: t.to_vec(),
             weights: vec![1.0; t.len()],
             example: i,
+            reference: 0.0,
         })
         .collect();
     let batch = Batch::from_rows(&rows);
@@ -69,6 +70,7 @@ fn the_pull_is_the_cosine_of_the_published_loss() {
         targets_n: ids.clone(),
         weights_n: vec![1.0; ids.len()],
         examples_b: vec![0; 4],
+        references_b: vec![0.0; 4],
         ids_n: ids,
         rows,
     };

@@ -50,6 +50,7 @@ pub fn batch(number: u32, weights: &[f32]) -> Batch {
         weights_n: weights.to_vec(),
         rows: Arc::new(Rows::single(n)),
         examples_b: vec![number as usize],
+        references_b: vec![0.0],
     }
 }
 

@@ -1,4 +1,4 @@
-//! Greedy answers, judged one by one.
+//! Answers, greedy unless a table says otherwise, judged one by one.
 
 use luthier_core::{Error, Example, Policy, Result, Table};
 use luthier_decode::{Finish, Generate, Generated, generate};
@@ -9,7 +9,10 @@ use luthier_probe::{
 };
 
 use super::{AnswerRow, Evaluated, Limits, OnDone};
-use crate::text::Text;
+use crate::{
+    decode::{Decoding, Job},
+    text::Text,
+};
 
 /// Answers every prompt of `table` greedily and judges the answers by `metric`, which must be one
 /// that judges text.
@@ -22,7 +25,7 @@ pub fn answers(
     on_done: OnDone,
 ) -> Result<Evaluated> {
     let limits = Limits { max_new_tokens, ..Limits::default() };
-    bounded(policy, tokenizer, table, metric, &limits, on_done)
+    bounded(None, policy, tokenizer, table, metric, &limits, on_done)
 }
 
 /// The same within the model's context.
@@ -30,6 +33,7 @@ pub fn answers(
 /// Where an example has several completions, the first is the expected one. Prompts are not sorted
 /// by length: nothing is padded, and a finished sequence makes room for the next at once.
 pub(super) fn bounded(
+    decoding: Option<&Decoding>,
     policy: &Policy,
     tokenizer: &Tokenizer,
     table: &Table,
@@ -46,9 +50,10 @@ pub(super) fn bounded(
         judge.check(&example.origin.to_string(), expected(example)?)?;
     }
     let Limits { max_new_tokens, max_context, .. } = *limits;
+    let questions: Vec<Example> = table.examples.iter().map(asked).collect();
     let mut prompts: Vec<Vec<u32>> = Vec::with_capacity(table.examples.len());
-    for example in &table.examples {
-        let ids = generation_prompt(&asked(example), tokenizer)?;
+    for example in &questions {
+        let ids = generation_prompt(example, tokenizer)?;
         if max_context != 0 && ids.len() >= max_context {
             let what = format!(
                 "the question has {} tokens, the model's context is {max_context}",
@@ -60,16 +65,29 @@ pub(super) fn bounded(
         prompts.push(ids);
     }
     let eos = tokenizer.eos_ids().to_vec();
-    let options = Generate { max_new_tokens, max_context, eos: eos.clone(), ..Generate::default() };
-    let (mut done, mut lengths) = (0, vec![0usize; prompts.len()]);
-    let mut listen = |prompt: usize, token: u32, _: &str| {
-        lengths[prompt] += 1;
-        if eos.contains(&token) || lengths[prompt] == max_new_tokens {
+    let sampler = decoding.and_then(|d| d.table().sampler).unwrap_or_default();
+    let options =
+        Generate { max_new_tokens, max_context, eos: eos.clone(), sampler, ..Generate::default() };
+    let several = decoding.map_or(1, |d| d.table().several());
+    let (mut done, mut lengths) = (0, vec![0usize; several * prompts.len()]);
+    let mut listen = |sequence: usize, token: u32, _: &str| {
+        lengths[sequence] += 1;
+        if eos.contains(&token) || lengths[sequence] == max_new_tokens {
             done += 1;
-            on_done(done, lengths.len());
+            on_done(done / several, lengths.len() / several);
         }
     };
-    let said = generate(policy, &prompts, &options, &Text(tokenizer), &mut listen)?;
+    let text = Text(tokenizer);
+    let said = match decoding {
+        None => generate(policy, &prompts, &options, &text, &mut listen)?,
+        Some(decoding) => {
+            // Two answers agree where the metric takes the one for the other.
+            let agree = |one: &str, other: &str| judge.judge(one, other).value >= 1.0;
+            let (prompts, options) = (&prompts, &options);
+            let job = Job { examples: &questions, prompts, options, agree: &agree };
+            decoding.answer(&job, &text, &mut listen)?
+        }
+    };
     // Answers that the context cut short were not heard of.
     on_done(said.len(), said.len());
     let tokens_new: usize = said.iter().map(|answer| answer.tokens.len()).sum();

@@ -121,6 +121,14 @@ fn measure(policy: &Policy, rows: &[Row], table: &Table, on_done: OnDone) -> Res
         return Err(Error::input(&table.name, "there is no token to measure")
             .hint("every text is shorter than two tokens, or every row was dropped"));
     }
+    let measured = measured(policy, rows, on_done)?;
+    let report = NllReport::from_rows(&measured, &Bootstrap::default())?;
+    let tokens_read = rows.iter().map(Row::len).sum();
+    Ok(Likelihood { report, rows: measured, tokens_read })
+}
+
+/// Every row's own likelihood, in the order of the rows; `on_done` hears of rows.
+pub(super) fn measured(policy: &Policy, rows: &[Row], on_done: OnDone) -> Result<Vec<RowNll>> {
     let placed: Vec<Row>;
     let rows = match policy.hooks.virtual_tokens {
         0 => rows,
@@ -148,7 +156,5 @@ fn measure(policy: &Policy, rows: &[Row], table: &Table, on_done: OnDone) -> Res
     for part in parts {
         measured.extend(part?);
     }
-    let report = NllReport::from_rows(&measured, &Bootstrap::default())?;
-    let tokens_read = rows.iter().map(Row::len).sum();
-    Ok(Likelihood { report, rows: measured, tokens_read })
+    Ok(measured)
 }

@@ -7,6 +7,7 @@
 mod answers;
 mod choice;
 mod likelihood;
+mod ranking;
 
 use std::collections::BTreeMap;
 
@@ -20,9 +21,12 @@ use luthier_probe::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::decode::Decoding;
+
 pub use answers::answers;
 pub use choice::choice;
 pub use likelihood::{general, likelihood};
+pub use ranking::{Pair, pairs, ranking};
 
 /// Told how many of how many examples are finished, from any thread.
 pub type OnDone<'a> = &'a mut (dyn FnMut(usize, usize) + Send);
@@ -176,9 +180,26 @@ pub fn evaluate(
     limits: &Limits,
     on_done: OnDone,
 ) -> Result<Evaluated> {
+    evaluate_by(None, policy, tokenizer, table, metric, limits, on_done)
+}
+
+/// [`evaluate`] with answers decoded by `decoding` in the place of greedy ones by `policy`.
+pub fn evaluate_by(
+    decoding: Option<&Decoding>,
+    policy: &Policy,
+    tokenizer: &Tokenizer,
+    table: &Table,
+    metric: &Kind,
+    limits: &Limits,
+    on_done: OnDone,
+) -> Result<Evaluated> {
     match metric {
         Kind::ExactMatch(_) | Kind::JsonMatch(_) => {
-            answers::bounded(policy, tokenizer, table, metric, limits, on_done)
+            answers::bounded(decoding, policy, tokenizer, table, metric, limits, on_done)
+        }
+        _ if decoding.is_some() => {
+            let what = format!("{} generates no answers that could be decoded", metric.name());
+            Err(Error::input("decode", what).hint("use exact_match or json_match"))
         }
         Kind::Choice(options) => choice(policy, tokenizer, table, options, on_done),
         Kind::Nll(_) => Ok(likelihood(policy, tokenizer, table, limits, on_done)?.evaluated()),

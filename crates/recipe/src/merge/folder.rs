@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use luthier_core::{Error, Result, io};
 use luthier_model::{ChatTemplate, Tokenizer};
+use luthier_params::{own, peft};
 use luthier_weights::{Config, Model};
 use serde_json::json;
 
@@ -11,6 +12,9 @@ use super::{Merged, Options, models::Models, plan::Plan, tokens};
 use crate::manifest::MANIFEST;
 
 mod card;
+mod templates;
+
+use templates::TEMPLATES;
 
 /// Files of a tokenizer that are copied as they are.
 const TOKENIZER: [&str; 8] = [
@@ -34,13 +38,23 @@ pub(super) fn finish(
 ) -> Result<Merged> {
     let mut notes = config.notes.clone();
     notes.extend(models.notes());
+    notes.extend(plan.notes.iter().cloned());
     io::write_json(&dir.join("config.json"), &plan.config.to_hf_json(plan.dtype().config())?)?;
     io::write_json(&dir.join("generation_config.json"), &plan.config.to_generation_json())?;
     let donor = vocabulary.map_or_else(|| models.donor(config), |v| models.at(v.donor));
     tokenizer(dir, config, models, &donor.path, &mut notes)?;
-    let name = match Path::new(&config.file).extension() {
-        Some(end) if end == "toml" => "mergekit_config.toml",
-        _ => "mergekit_config.yml",
+    if let Some(vocabulary) = vocabulary.filter(|_| tokens::has_tokenizer(dir)) {
+        let rows = models.at(vocabulary.donor).config().vocab;
+        let size = Tokenizer::open(dir)?.vocab_size();
+        if size > rows || !vocabulary.added.is_empty() {
+            tokens::join::edit(dir, rows, &vocabulary.added)?;
+        }
+    }
+    // A search writes JSON, which is YAML too.
+    let toml = Path::new(&config.file).extension().is_some_and(|end| end == "toml");
+    let name = match toml && !text.starts_with('{') {
+        true => "mergekit_config.toml",
+        false => "mergekit_config.yml",
     };
     io::write_bytes(&dir.join(name), text.as_bytes())?;
     io::write_bytes(&dir.join("README.md"), card::card(config, text).as_bytes())?;
@@ -54,6 +68,7 @@ pub(super) fn finish(
         dtype: plan.dtype().config(),
         files: names(dir)?,
         notes,
+        found: None,
     })
 }
 
@@ -105,19 +120,16 @@ fn template(config: &Config, models: &Models) -> Result<Option<ChatTemplate>> {
             let chosen = counts.iter().find(|(_, count)| Some(*count) == most);
             chosen.map(|(text, _)| ChatTemplate::new(at, text)).transpose()
         }
-        Some("chatml") => ChatTemplate::new(at, CHATML).map(Some),
         Some(text) if text.contains('{') && text.len() >= 20 => {
             ChatTemplate::new(at, text).map(Some)
         }
-        Some(name) => Err(Error::input(at, format!("no template is called {name:?}"))
-            .hint("auto, chatml, or the text of a Jinja template")),
+        Some(name) => match TEMPLATES.iter().find(|(known, _)| *known == name) {
+            Some((_, text)) => ChatTemplate::new(at, text).map(Some),
+            None => Err(Error::input(at, format!("no template is called {name:?}"))
+                .hint("auto, alpaca, chatml, exaone, llama3, mistral, or the text of a template")),
+        },
     }
 }
-
-/// Turns between `<|im_start|>` and `<|im_end|>`.
-const CHATML: &str = "{% for message in messages %}<|im_start|>{{ message['role'] }}\n\
-    {{ message['content'] }}<|im_end|>\n{% endfor %}\
-    {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
 /// Names of the files in a folder, sorted.
 fn names(dir: &Path) -> Result<Vec<String>> {
@@ -144,6 +156,12 @@ fn manifest(
             BTreeMap::from([("role", json!("model")), ("name", json!(opened.model.to_string()))]);
         if options.hash {
             input.insert("sha256", json!(opened.source.sha256()?));
+        }
+        if let Some(dir) = opened.adapter.as_ref().filter(|_| options.hash) {
+            let files = [own::WEIGHTS, peft::WEIGHTS].map(|name| dir.join(name));
+            let weights = files.iter().find(|file| file.is_file());
+            let sha256 = weights.map(|file| io::sha256_file(file)).transpose()?;
+            input.insert("adapter_sha256", json!(sha256));
         }
         inputs.push(input);
     }

@@ -8,13 +8,22 @@ use luthier_model::{
     save::{Announced, SaveDtype},
 };
 use luthier_weights::{
-    Combine, Config, Format, Given, Input, Layout, Model, Settings, Slice,
-    method::{Base, Fallback, Key, Of},
+    Combine, Config, Format, Given, Input, Layout, Model, Place, Settings, Slice, method::Base,
 };
 
-use super::{models::Models, tokens::Vocabulary};
+use super::{
+    beside::{Beside, Files},
+    models::Models,
+    tokens::Vocabulary,
+};
 
+mod resolve;
+mod settle;
 mod stack;
+
+use resolve::Resolver;
+pub(super) use settle::settle;
+pub(super) use stack::drop_beyond;
 
 /// A tensor that comes out.
 pub(super) struct Planned {
@@ -28,10 +37,16 @@ pub(super) struct Planned {
     pub round: Option<Format>,
     /// What goes in: a model, and the name the tensor has there.
     pub inputs: Vec<(usize, String)>,
-    /// Which of them the merge works from.
+    /// What is read beside them.
+    pub beside: Vec<Beside>,
+    /// Which of the inputs the merge works from.
     pub base: Option<usize>,
     /// Whether its rows are those of tokens.
     pub by_token: bool,
+    /// Where in the output it stands.
+    pub place: Place,
+    /// Its settings.
+    pub given: Given,
     /// How they become one.
     pub combine: Box<dyn Combine>,
 }
@@ -49,18 +64,22 @@ pub(super) struct Plan {
     pub config: ModelConfig,
     /// Its tensors, in the order of the forward pass.
     pub tensors: Vec<Planned>,
+    /// What deserves to be known.
+    pub notes: Vec<String>,
 }
 
 impl Plan {
     pub(super) fn of(
         config: &Config,
         models: &Models,
+        files: &Files,
         vocabulary: Option<&Vocabulary>,
     ) -> Result<Plan> {
         let slices = slices(config, models)?;
         check_slices(config, models, &slices)?;
-        let out = stack::config(config, models, &slices, vocabulary)?;
-        let resolver = Resolver { config, models, vocabulary };
+        let mut out = stack::config(config, models, &slices, vocabulary)?;
+        let notes = stack::drop_beyond(&mut out);
+        let resolver = Resolver { config, models, files, vocabulary, layers: out.layers };
         let depth: Vec<(usize, usize)> = slices
             .iter()
             .enumerate()
@@ -73,15 +92,42 @@ impl Plan {
             planned.push(match layer {
                 Some((i, rest)) => {
                     let (s, within) = depth[i];
-                    resolver.layer(&slices[s], within, rest, (name.clone(), dims))?
+                    resolver.layer(&slices[s], (i, within), rest, (name.clone(), dims))?
                 }
                 None if name == "model.embed_tokens.weight" => {
-                    resolver.outer(&slices[0], (name.clone(), dims))?
+                    resolver.outer(&slices[0], Place::Before, (name.clone(), dims))?
                 }
-                None => resolver.outer(&slices[slices.len() - 1], (name.clone(), dims))?,
+                None => {
+                    let last = &slices[slices.len() - 1];
+                    resolver.outer(last, Place::Behind, (name.clone(), dims))?
+                }
             });
         }
-        Ok(Plan { config: out, tensors: planned })
+        let mut plan = Plan { config: out, tensors: planned, notes };
+        let plain = plan.tensors.iter().filter(|planned| planned.beside.is_empty()).count();
+        if config.spec.beside == Some("fisher") && plain > 0 {
+            let all = plan.tensors.len();
+            let note = format!("{plain} of {all} tensors have no Fisher values: plain means");
+            plan.notes.push(note);
+        }
+        plan.check_files(config)?;
+        Ok(plan)
+    }
+
+    /// Refuses files of which no tensor takes anything.
+    fn check_files(&self, config: &Config) -> Result<()> {
+        let inputs: Vec<&Input> = match &config.layout {
+            Layout::Models(inputs) => inputs.iter().collect(),
+            Layout::Slices(slices) => slices.iter().flat_map(|slice| &slice.sources).collect(),
+        };
+        for name in inputs.iter().flat_map(|input| &input.beside) {
+            let takes = |planned: &Planned| planned.beside.iter().any(|(n, _)| n.contains(name));
+            if !self.tensors.iter().any(takes) {
+                return Err(Error::input(name, "has nothing for any tensor of this merge")
+                    .hint("its tensors are found by the names of the weights they are about"));
+            }
+        }
+        Ok(())
     }
 
     /// What is to be written.
@@ -117,7 +163,7 @@ fn slices(config: &Config, models: &Models) -> Result<Vec<Slice>> {
         Layout::Slices(slices) => return Ok(slices.clone()),
         Layout::Models(inputs) => inputs,
     };
-    let all = |model: &Model| models.at(models.index(model)).source.config().layers;
+    let all = |model: &Model| models.at(models.index(model)).config().layers;
     let mut sources: Vec<Input> = inputs
         .iter()
         .map(|input| Input { layers: Some((0, all(&input.model))), ..input.clone() })
@@ -126,7 +172,12 @@ fn slices(config: &Config, models: &Models) -> Result<Vec<Slice>> {
         config.base.as_ref().filter(|base| sources.iter().all(|s| s.model != **base))
     {
         let layers = Some((0, all(base)));
-        sources.push(Input { model: base.clone(), layers, settings: Settings::new() });
+        sources.push(Input {
+            model: base.clone(),
+            layers,
+            settings: Settings::new(),
+            beside: Vec::new(),
+        });
     }
     let first = sources[0].clone();
     if let Some(other) = sources.iter().find(|s| s.layers != first.layers) {
@@ -154,7 +205,7 @@ fn check_slices(config: &Config, models: &Models, slices: &[Slice]) -> Result<()
             return Err(Error::input(at, format!("the base {base} is not among the sources")));
         }
         for source in &slice.sources {
-            let has = models.at(models.index(&source.model)).source.config().layers;
+            let has = models.at(models.index(&source.model)).config().layers;
             if let Some((from, to)) = source.layers.filter(|(_, to)| *to > has) {
                 let what = format!("{} has layers 0 to {has}, got {from} to {to}", source.model);
                 return Err(Error::input(format!("{at}.sources"), what));
@@ -162,166 +213,4 @@ fn check_slices(config: &Config, models: &Models, slices: &[Slice]) -> Result<()
         }
     }
     Ok(())
-}
-
-/// Settings by their precedence, and the checks of one tensor's inputs.
-struct Resolver<'a> {
-    config: &'a Config,
-    models: &'a Models,
-    vocabulary: Option<&'a Vocabulary>,
-}
-
-impl Resolver<'_> {
-    fn layer(
-        &self,
-        slice: &Slice,
-        within: usize,
-        rest: &str,
-        out: (String, Vec<usize>),
-    ) -> Result<Planned> {
-        let n = layers(slice);
-        // A slice of one layer counts as its end.
-        let t = if n > 1 { within as f64 / (n - 1) as f64 } else { 1.0 };
-        let name = |source: &Input| {
-            let from = source.layers.map_or(0, |(from, _)| from);
-            format!("model.layers.{}.{rest}", from + within)
-        };
-        let names = slice.sources.iter().map(name).collect();
-        self.tensor(slice, names, t, out)
-    }
-
-    fn outer(&self, slice: &Slice, out: (String, Vec<usize>)) -> Result<Planned> {
-        let names = vec![out.0.clone(); slice.sources.len()];
-        self.tensor(slice, names, 0.0, out)
-    }
-
-    fn tensor(
-        &self,
-        slice: &Slice,
-        names: Vec<String>,
-        t: f64,
-        (name, dims): (String, Vec<usize>),
-    ) -> Result<Planned> {
-        let by_token = matches!(name.as_str(), "model.embed_tokens.weight" | "lm_head.weight");
-        let mut inputs = Vec::new();
-        for (source, tensor) in slice.sources.iter().zip(&names) {
-            let index = self.models.index(&source.model);
-            // A tied head is the table of embeddings.
-            let tied = tensor == "lm_head.weight" && self.models.at(index).source.config().tied;
-            let stored = if tied { "model.embed_tokens.weight" } else { tensor };
-            self.check_shape(index, stored, &dims, by_token)?;
-            inputs.push((index, stored.to_string()));
-        }
-        let base = slice.base.as_ref().or(self.config.base.as_ref());
-        let base = base.filter(|_| self.config.spec.base != Base::Ordinary);
-        let base = base.and_then(|base| slice.sources.iter().position(|s| s.model == *base));
-        let given = self.given(slice, (&name, &names), t, base)?;
-        let (dtype, round) = self.formats(&inputs)?;
-        let combine = self.config.spec.combine(&given)?;
-        Ok(Planned { name, dims, dtype, round, inputs, base, by_token, combine })
-    }
-
-    fn check_shape(
-        &self,
-        model: usize,
-        tensor: &str,
-        dims: &[usize],
-        by_token: bool,
-    ) -> Result<()> {
-        let opened = self.models.at(model);
-        let got = opened.source.shape(tensor)?;
-        // Rows of tokens are brought into the output's order.
-        let same = match by_token && self.vocabulary.is_some() {
-            true => got[1..] == dims[1..],
-            false => got == dims,
-        };
-        if same {
-            return Ok(());
-        }
-        let what = format!("tensor {tensor}: expected shape {dims:?}, got {got:?}");
-        let error = Error::input(opened.model.to_string(), what);
-        Err(match by_token {
-            true => error.hint("vocabularies differ: `tokenizer: {source: base}` lines them up"),
-            false => error,
-        })
-    }
-
-    /// How the output is stored, and what inputs are rounded to.
-    fn formats(&self, inputs: &[(usize, String)]) -> Result<(SaveDtype, Option<Format>)> {
-        let save = |format: Format| match format {
-            Format::Float32 => SaveDtype::F32,
-            Format::Float16 => SaveDtype::F16,
-            Format::Bfloat16 => SaveDtype::BF16,
-        };
-        let (dtype, out) = (self.config.dtype, self.config.out_dtype);
-        if let Some(format) = out.or(dtype) {
-            return Ok((save(format), dtype));
-        }
-        // As wide as the widest input; two different halves fit into nothing smaller than f32.
-        let mut found: Option<SaveDtype> = None;
-        for (model, tensor) in inputs {
-            let stored = match self.models.at(*model).source.dtype_name(tensor)? {
-                "F16" => SaveDtype::F16,
-                "BF16" => SaveDtype::BF16,
-                _ => SaveDtype::F32,
-            };
-            found = match found {
-                Some(before) if before != stored => Some(SaveDtype::F32),
-                _ => Some(stored),
-            };
-        }
-        Ok((found.unwrap_or(SaveDtype::F32), None))
-    }
-
-    fn given(
-        &self,
-        slice: &Slice,
-        (name, names): (&str, &[String]),
-        t: f64,
-        base: Option<usize>,
-    ) -> Result<Given> {
-        let Config { file, spec, module, settings, .. } = self.config;
-        let outer = [&slice.settings, module, settings];
-        let others: Vec<usize> = (0..names.len()).filter(|i| Some(*i) != base).collect();
-        let (mut merge, mut each) = (Vec::new(), Vec::new());
-        for key in spec.keys {
-            if key.of == Of::Merge {
-                let at = format!("{file}: {}", key.name);
-                merge.push((key.name, resolve(key, &outer, (name, t), &at)?));
-                continue;
-            }
-            let mut values = Vec::new();
-            for i in &others {
-                let source = &slice.sources[*i];
-                let scopes = [&source.settings, outer[0], outer[1], outer[2]];
-                let at = format!("{file}: {} of {}", key.name, source.model);
-                values.push(resolve(key, &scopes, (&names[*i], t), &at)?);
-            }
-            each.push((key.name, values));
-        }
-        let inputs = others.iter().map(|i| slice.sources[*i].model.to_string()).collect();
-        Ok(Given { file: file.clone(), inputs, merge, each })
-    }
-}
-
-/// The first scope that says something about this tensor.
-fn resolve(
-    key: &Key,
-    scopes: &[&Settings],
-    (tensor, t): (&str, f64),
-    at: &str,
-) -> Result<Option<f64>> {
-    for setting in scopes.iter().filter_map(|scope| scope.get(key.name)) {
-        if let Some(value) = setting.value(key.kind, tensor, t, at)? {
-            return Ok(Some(value));
-        }
-    }
-    match key.default {
-        Fallback::Number(value) => Ok(Some(value)),
-        Fallback::Nothing => Ok(None),
-        Fallback::Needed => {
-            let what = format!("is missing for tensor {tensor}");
-            Err(Error::input(at, what).hint(format!("add `{}:` under parameters", key.name)))
-        }
-    }
 }

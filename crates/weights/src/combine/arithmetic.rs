@@ -3,7 +3,9 @@
 //! `base + λ · Σ wᵢ · rescale(maskᵢ ∘ δᵢ)`, the sum over the inputs that `resolve` lets speak, divided
 //! by the sum of their weights with `normalize`. The table below has the points: Ilharco et al. 2022
 //! (task arithmetic), Yadav et al. 2023 (TIES), Yu et al. 2023 (DARE), Davari & Belilovsky 2023
-//! (Breadcrumbs), Deep et al. 2024 (DELLA). **Departures**: random masks are luthier's own draws.
+//! (Breadcrumbs, paper 74), Deep et al. 2024 (DELLA). **Departures**: (1) random masks are luthier's own
+//! draws; (2) Breadcrumbs with `density + gamma > 1` drops fewer of the largest, as mergekit does; the
+//! paper's code keeps fewer.
 
 use luthier_core::Result;
 
@@ -104,6 +106,10 @@ pub struct Arithmetic {
     pub rescale: bool,
     /// A factor of everything that is added to the base.
     pub lambda: f64,
+    /// Whether numbers are ranked within their row (`outliers`).
+    pub per_row: bool,
+    /// Whether the largest are dropped before the others are counted (`outliers`).
+    pub remove_first: bool,
     /// One for each input but the base.
     pub terms: Vec<Term>,
 }
@@ -132,6 +138,8 @@ impl Arithmetic {
             normalize: given.switch("normalize"),
             rescale: given.switch("rescale"),
             lambda: given.number("lambda"),
+            per_row: given.number("per") == 1.0,
+            remove_first: given.maybe("remove_first") != Some(0.0),
             terms: terms.collect(),
         };
         if point.mask == Mask::MagPrune {
@@ -166,7 +174,8 @@ impl Arithmetic {
     }
 
     fn cut(&self) -> Cut {
-        if self.mask == Mask::MagPrune { Cut::Rows } else { Cut::Anywhere }
+        let rows = self.mask == Mask::MagPrune || self.mask == Mask::Outliers && self.per_row;
+        if rows { Cut::Rows } else { Cut::Anywhere }
     }
 
     /// The sum of those who speak, over their weights if so asked, into `out`.
@@ -206,7 +215,7 @@ impl Arithmetic {
 
 impl Combine for Arithmetic {
     fn combine(&self, work: &Work<'_>, put: Put<'_>) -> Result<()> {
-        let keeps = Keep::of(self.mask, &self.terms, work)?;
+        let keeps = Keep::of(self, work)?;
         let stretches = self.stretches(work, &keeps)?;
         let lambda = self.lambda as f32;
         work.write(self.cut(), As::Deltas, put, |piece, loaded| {

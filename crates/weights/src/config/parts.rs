@@ -1,6 +1,6 @@
-//! The parts of a merge's file: models, slices, tokens.
+//! The parts of a merge's file: models and slices.
 
-use luthier_core::{Error, Result};
+use luthier_core::Result;
 use serde_json::{Map, Value};
 
 use super::{Layout, Reader, Settings};
@@ -33,6 +33,8 @@ pub struct Input {
     pub layers: Option<(usize, usize)>,
     /// Its own settings.
     pub settings: Settings,
+    /// Files that belong beside it, for methods that read some.
+    pub beside: Vec<String>,
 }
 
 /// Layers that become layers of the output together.
@@ -44,17 +46,6 @@ pub struct Slice {
     pub base: Option<Model>,
     /// Its own settings.
     pub settings: Settings,
-}
-
-/// Whose tokens the result has.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Tokens {
-    /// The base's, or the first model's.
-    Base,
-    /// All that any model has.
-    Union,
-    /// Those of one model.
-    Of(Model),
 }
 
 impl Reader<'_> {
@@ -70,7 +61,7 @@ impl Reader<'_> {
         }
     }
 
-    fn model(&self, value: &Value, at: &str) -> Result<Model> {
+    pub(super) fn model(&self, value: &Value, at: &str) -> Result<Model> {
         let plain = |name: String| -> Result<Model> {
             if name.is_empty() {
                 return Err(self.error(at, "expected a model, got an empty name"));
@@ -213,16 +204,32 @@ impl Reader<'_> {
         let Value::Object(map) = entry else {
             return Err(self.error(at, format!("expected `model: …`, got {entry}")));
         };
-        let keys: &[&str] = match slice {
-            true => &["model", "layer_range", "parameters"],
-            false => &["model", "parameters"],
-        };
-        self.known(map, at, keys)?;
+        let range = slice.then_some("layer_range");
+        let keys: Vec<&str> =
+            ["model", "parameters"].into_iter().chain(range).chain(spec.beside).collect();
+        self.known(map, at, &keys)?;
         let model = self
             .maybe_model(map, "model", &format!("{at}.model"))?
             .ok_or_else(|| self.error(at, "model is missing"))?;
         let layers = if slice { Some(self.range(map, at)?) } else { None };
-        Ok(Input { model, layers, settings: self.settings(map, at, spec, false)? })
+        let beside = match spec.beside {
+            Some(key) => self.files(map, key, &format!("{at}.{key}"))?,
+            None => Vec::new(),
+        };
+        Ok(Input { model, layers, settings: self.settings(map, at, spec, false)?, beside })
+    }
+
+    /// One file or several.
+    fn files(&self, map: &Map<String, Value>, key: &str, at: &str) -> Result<Vec<String>> {
+        let one = |value: &Value| match value {
+            Value::String(name) if !name.is_empty() => Ok(name.clone()),
+            other => Err(self.error(at, format!("expected a file, got {other}"))),
+        };
+        match map.get(key) {
+            None | Some(Value::Null) => Ok(Vec::new()),
+            Some(Value::Array(list)) => list.iter().map(one).collect(),
+            Some(value) => Ok(vec![one(value)?]),
+        }
     }
 
     fn range(&self, map: &Map<String, Value>, at: &str) -> Result<(usize, usize)> {
@@ -236,43 +243,5 @@ impl Reader<'_> {
             let what = format!("expected [first, one past the last], got {value}");
             self.error(&format!("{at}.layer_range"), what)
         })
-    }
-
-    pub(super) fn tokens(&self, map: &Map<String, Value>) -> Result<Option<Tokens>> {
-        let given = |key: &str| map.get(key).filter(|v| !v.is_null());
-        let source = match (given("tokenizer_source"), given("tokenizer")) {
-            (Some(_), Some(_)) => {
-                return Err(self
-                    .error("", "has tokenizer_source and tokenizer")
-                    .hint("keep tokenizer, the newer one"));
-            }
-            (None, None) => return Ok(None),
-            (Some(source), None) => (source, "tokenizer_source"),
-            (None, Some(Value::Object(table))) => {
-                let keys = ["source", "tokens", "pad_to_multiple_of"];
-                self.known(table, "tokenizer", &keys)?;
-                for key in ["tokens", "pad_to_multiple_of"] {
-                    if table.get(key).is_some_and(|v| !v.is_null()) {
-                        return Err(self.not_yet(&format!("tokenizer.{key}")));
-                    }
-                }
-                match table.get("source").filter(|v| !v.is_null()) {
-                    Some(source) => (source, "tokenizer.source"),
-                    None => return Ok(Some(Tokens::Union)),
-                }
-            }
-            (None, Some(other)) => {
-                return Err(self.error("tokenizer", format!("expected `source: …`, got {other}")));
-            }
-        };
-        Ok(Some(match source {
-            (Value::String(name), _) if name == "base" => Tokens::Base,
-            (Value::String(name), _) if name == "union" => Tokens::Union,
-            (value, at) => Tokens::Of(self.model(value, at)?),
-        }))
-    }
-
-    fn not_yet(&self, key: &str) -> Error {
-        self.error(key, "cannot be asked for yet").hint("luthier takes tokenizer.source alone")
     }
 }

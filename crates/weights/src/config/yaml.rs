@@ -4,8 +4,8 @@ use luthier_core::{Error, Result};
 use saphyr::{LoadableYamlNode, Scalar, Yaml};
 use serde_json::{Map, Number, Value};
 
-/// The one document of `text`.
-pub(super) fn read(text: &str, file: &str) -> Result<Value> {
+/// The one document of `text`; `file` names it in errors.
+pub fn read_yaml(text: &str, file: &str) -> Result<Value> {
     let documents = Yaml::load_from_str(text)
         .map_err(|e| Error::input(file, format!("not readable as YAML: {e}")))?;
     match documents.as_slice() {

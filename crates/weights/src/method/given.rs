@@ -15,6 +15,9 @@ pub struct Given {
     pub merge: Vec<(&'static str, Option<f64>)>,
     /// Settings of the inputs, one of each for every name in `inputs`.
     pub each: Vec<(&'static str, Vec<Option<f64>>)>,
+    /// Whether a file beside the input has something for this tensor, one for every name in
+    /// `inputs`. What it has is an operand of its own: they follow the models, in the same order.
+    pub beside: Vec<bool>,
 }
 
 impl Given {
@@ -55,6 +58,25 @@ impl Given {
     pub fn numbers(&self, key: &str) -> Vec<f64> {
         let found = self.each.iter().find(|(name, _)| *name == key);
         found.into_iter().flat_map(|(_, values)| values).map(|v| v.unwrap_or(0.0)).collect()
+    }
+
+    /// A setting of the inputs, or nothing, for each of them.
+    pub fn maybe_numbers(&self, key: &str) -> Vec<Option<f64>> {
+        let found = self.each.iter().find(|(name, _)| *name == key);
+        found.map_or_else(|| vec![None; self.inputs.len()], |(_, values)| values.clone())
+    }
+
+    /// Refuses files that know a tensor of some inputs and not of others.
+    pub fn all_or_none_beside(&self, key: &str) -> Result<bool> {
+        let known = self.beside.iter().filter(|known| **known).count();
+        match self.beside.iter().position(|known| !known) {
+            Some(i) if known > 0 => {
+                let what = "has nothing for this tensor, and the others have";
+                Err(Error::input(self.at_other(key, i), what)
+                    .hint("files of all models must be made with the same settings"))
+            }
+            _ => Ok(known > 0),
+        }
     }
 
     /// A setting of the inputs within bounds.

@@ -8,26 +8,30 @@ use serde_json::{Value, json};
 
 use crate::merge::{models::Models, tokens::Vocabulary};
 
+/// Keys that name special tokens.
+const SPECIAL: [&str; 3] = ["bos_token_id", "eos_token_id", "pad_token_id"];
+
 pub(super) fn config(
     config: &Config,
     models: &Models,
     slices: &[Slice],
     vocabulary: Option<&Vocabulary>,
 ) -> Result<ModelConfig> {
-    let mut out = models.donor(config).source.config().clone();
+    let mut out = models.donor(config).config().clone();
     // One head that is its own needs a place; tied ones give their table.
-    if models.iter().any(|opened| !opened.source.config().tied) && out.tied {
+    if models.iter().any(|opened| !opened.config().tied) && out.tied {
         out.tied = false;
         put(&mut out, "tie_word_embeddings", json!(false));
     }
     if let Some(vocabulary) = vocabulary {
-        out.vocab = vocabulary.size();
-        put(&mut out, "vocab_size", json!(vocabulary.size()));
+        out.vocab = vocabulary.size;
+        put(&mut out, "vocab_size", json!(vocabulary.size));
+        special(&mut out, models.at(vocabulary.donor).config());
     }
     let (mut sliding, mut no_rope) = (Vec::new(), Vec::new());
     for slice in slices {
         let source = &slice.sources[0];
-        let from = models.at(models.index(&source.model)).source.config();
+        let from = models.at(models.index(&source.model)).config();
         for layer in source.layers.map_or(0..0, |(from, to)| from..to) {
             sliding.push(from.sliding_layers.get(layer).copied().unwrap_or(false));
             no_rope.push(from.no_rope_layers.get(layer).copied().unwrap_or(false));
@@ -39,6 +43,49 @@ pub(super) fn config(
         per_layer(&mut out)?;
     }
     Ok(out)
+}
+
+/// Takes over which tokens begin and end a text: they are those of the tokenizer.
+fn special(out: &mut ModelConfig, donor: &ModelConfig) {
+    if (out.bos, &out.eos, out.pad) == (donor.bos, &donor.eos, donor.pad) {
+        return;
+    }
+    (out.bos, out.eos, out.pad) = (donor.bos, donor.eos.clone(), donor.pad);
+    for key in SPECIAL {
+        let value = donor.raw.get(key).cloned().unwrap_or(Value::Null);
+        put(out, key, value);
+        if out.generation.contains_key(key) {
+            let value = donor.generation.get(key).cloned().unwrap_or(Value::Null);
+            out.generation.insert(key.into(), value);
+        }
+    }
+}
+
+/// Leaves out special tokens that have no row; what was left out.
+pub(in crate::merge) fn drop_beyond(out: &mut ModelConfig) -> Vec<String> {
+    let rows = out.vocab as u64;
+    let fits = |id: &Value| id.as_u64().is_none_or(|id| id < rows);
+    let mut gone = Vec::new();
+    for map in [&mut out.raw, &mut out.generation] {
+        for key in SPECIAL {
+            let Some(value) = map.get_mut(key) else { continue };
+            let before = value.clone();
+            if let Value::Array(ids) = value {
+                ids.retain(fits);
+            }
+            if !fits(value) || value.as_array().is_some_and(Vec::is_empty) {
+                *value = Value::Null;
+            }
+            if *value != before {
+                let note = format!("{key}: {before} names a token without a row, and is left out");
+                gone.extend((!gone.contains(&note)).then_some(note));
+            }
+        }
+    }
+    let small = |id: &u32| u64::from(*id) < rows;
+    (out.bos, out.pad) = (out.bos.filter(small), out.pad.filter(small));
+    out.eos.retain(small);
+    gone
 }
 
 fn put(out: &mut ModelConfig, key: &str, value: Value) {

@@ -2,7 +2,7 @@
 
 use luthier_core::{Error, Result, Seed};
 
-use super::{Mask, Term};
+use super::{Arithmetic, Mask, Term};
 use crate::{
     method::Given,
     operands::{As, Cut, Piece, Work},
@@ -16,6 +16,8 @@ pub(super) enum Keep {
     All,
     /// The numbers of the second set that are not in the first.
     Between(Edge, Edge),
+    /// Of every row, what ranks from the one share of it to the other; see [`ranks`].
+    Rows(Term, bool),
     /// Each with this chance.
     Drawn(Seed, f64),
     /// Each with a chance from the first to the second, by its rank within its row.
@@ -24,10 +26,11 @@ pub(super) enum Keep {
 
 impl Keep {
     /// One for each input but the base.
-    pub(super) fn of(mask: Mask, terms: &[Term], work: &Work<'_>) -> Result<Vec<Keep>> {
-        let n = work.len();
+    pub(super) fn of(how: &Arithmetic, work: &Work<'_>) -> Result<Vec<Keep>> {
+        let (mask, terms, n) = (how.mask, &how.terms, work.len());
         let keep = |(i, term): (usize, &Term)| {
-            if mask == Mask::None || term.density >= 1.0 {
+            let all = term.density >= 1.0 && (how.remove_first || term.gamma <= 0.0);
+            if mask == Mask::None || all {
                 return Keep::All;
             }
             match mask {
@@ -37,6 +40,7 @@ impl Keep {
                     let (low, high) = (term.density - term.epsilon, term.density + term.epsilon);
                     Keep::Ranked(work.seed(i), low, high)
                 }
+                Mask::Outliers if how.per_row => Keep::Rows(*term, how.remove_first),
                 // Found below.
                 Mask::None | Mask::Magnitude | Mask::Outliers => {
                     Keep::Between(Edge::NONE, Edge::ALL)
@@ -49,7 +53,7 @@ impl Keep {
         let asks: Vec<Ask> = open
             .iter()
             .flat_map(|i| {
-                let (from, to) = ranks(mask, &terms[*i], n);
+                let (from, to) = ranks(mask, &terms[*i], how.remove_first, n);
                 [Ask { column: *i, k: from }, Ask { column: *i, k: to }]
             })
             .collect();
@@ -89,6 +93,11 @@ impl Keep {
                     }
                 }
             }
+            Keep::Rows(term, remove_first) => {
+                for delta in delta.chunks_mut(row.max(1)) {
+                    crumbs(delta, ranks(Mask::Outliers, &term, remove_first, delta.len()));
+                }
+            }
             Keep::Drawn(seed, chance) => {
                 for (i, x) in delta.iter_mut().enumerate() {
                     if !drawn(seed, piece.from + i, chance) {
@@ -106,9 +115,14 @@ impl Keep {
 }
 
 /// From which rank, counted from the largest, to which numbers are kept.
-fn ranks(mask: Mask, term: &Term, n: usize) -> (usize, usize) {
+fn ranks(mask: Mask, term: &Term, remove_first: bool, n: usize) -> (usize, usize) {
     let share = |share: f64| (share * n as f64) as usize;
     match mask {
+        // The largest are counted, and the very largest of these dropped.
+        Mask::Outliers if !remove_first => {
+            let kept = share(term.density);
+            (share(term.gamma).min(kept), kept)
+        }
         Mask::Outliers => {
             // Where so many are asked for that the outliers are among them, fewer of these go.
             let (kept, top) = (share(term.density), share(term.gamma));
@@ -116,6 +130,21 @@ fn ranks(mask: Mask, term: &Term, n: usize) -> (usize, usize) {
             (n - below - kept, n - below)
         }
         _ => (0, share(term.density).max(1)),
+    }
+}
+
+/// Keeps of one row what ranks from the one place to the other, of equal numbers the first.
+fn crumbs(delta: &mut [f32], (from, to): (usize, usize)) {
+    let mut order: Vec<u64> = delta
+        .iter()
+        .enumerate()
+        .map(|(i, x)| u64::from(!by_magnitude(*x)) << 32 | i as u64)
+        .collect();
+    order.sort_unstable();
+    for (rank, entry) in order.into_iter().enumerate() {
+        if !(from..to).contains(&rank) {
+            delta[(entry & u64::from(u32::MAX)) as usize] = 0.0;
+        }
     }
 }
 

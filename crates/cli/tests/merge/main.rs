@@ -1,6 +1,14 @@
 //! `luthier merge`: the same numbers as mergekit, whole folders, and refusals before anything is read.
 
+mod adapters;
+mod beyond;
+mod refused;
+mod search;
+#[path = "../support/mod.rs"]
 mod support;
+#[path = "../../../model/tests/tiny/mod.rs"]
+mod tiny;
+mod vocabularies;
 
 use std::{
     fs,
@@ -14,14 +22,14 @@ use luthier_model::{
     save::{Save, SaveDtype, save_hf},
 };
 use serde_json::{Value, json};
-use support::{adapter, luthier, pico};
+use support::{luthier, pico};
 
-fn golden() -> PathBuf {
+pub(crate) fn golden() -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/merges");
     folder.canonicalize().unwrap()
 }
 
-fn numbers(tensors: &StateDict, name: &str) -> Vec<f32> {
+pub(crate) fn numbers(tensors: &StateDict, name: &str) -> Vec<f32> {
     let tensor = tensors.get(name).unwrap_or_else(|| panic!("no {name}"));
     tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
@@ -61,12 +69,12 @@ fn every_shared_method_has_mergekits_numbers() {
 }
 
 /// A merge of the models `a` and `b` in `dir`.
-fn merge(dir: &Path, text: &str, out: &str) -> support::Ran {
+pub(crate) fn merge(dir: &Path, text: &str, out: &str) -> support::Ran {
     fs::write(dir.join("m.yml"), text).unwrap();
     luthier(dir, &["merge", "m.yml", "--out", out, "--json"], "")
 }
 
-const MEAN: &str =
+pub(crate) const MEAN: &str =
     "merge_method: linear\nmodels: [{model: a}, {model: b}]\nparameters: {weight: 1}\n";
 
 #[test]
@@ -145,7 +153,7 @@ fn shards_random_masks_and_threads_give_the_same_bytes() {
 }
 
 /// A model like [`pico`] with other sizes.
-fn sized(dir: &Path, over: Value) -> PathBuf {
+pub(crate) fn sized(dir: &Path, over: Value) -> PathBuf {
     let mut config = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 259,
         "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8,
@@ -163,25 +171,6 @@ fn sized(dir: &Path, over: Value) -> PathBuf {
     save_hf(dir, &config, &list, load, &Save { dtype: SaveDtype::F16, ..Save::default() }).unwrap();
     Tokenizer::bytes().save(dir).unwrap();
     dir.to_path_buf()
-}
-
-#[test]
-fn vocabularies_of_other_lengths_are_lined_up_on_request() {
-    let dir = tempfile::tempdir().unwrap();
-    pico(&dir.path().join("a"), 1);
-    sized(&dir.path().join("b"), json!({"vocab_size": 264}));
-    merge(dir.path(), MEAN, "no").refused(&["b", "[259, 32]", "[264, 32]", "tokenizer"]);
-    assert!(!dir.path().join("no").exists());
-    let text = format!("{MEAN}tokenizer: {{source: b}}\n");
-    assert_eq!(merge(dir.path(), &text, "out").code, 0);
-    let of = |name: &str| Source::open(&dir.path().join(name)).unwrap();
-    let (a, b, out) = (of("a"), of("b"), of("out"));
-    assert_eq!(out.config().vocab, 259);
-    let table = |of: &Source| of.load_f32("model.embed_tokens.weight").unwrap();
-    let pair = table(&a).into_iter().zip(table(&b));
-    for (got, (x, y)) in table(&out).into_iter().zip(pair) {
-        assert!((got - (x + y) / 2.0).abs() < 1e-6);
-    }
 }
 
 #[test]
@@ -214,45 +203,4 @@ fn toml_has_the_same_keys() {
     assert_eq!(ran.text(), "toml\n");
     let weights = |name: &str| fs::read(dir.path().join(name).join("model.safetensors")).unwrap();
     assert_eq!(weights("yaml"), weights("toml"));
-}
-
-#[test]
-fn what_cannot_be_merged_is_refused_and_leaves_nothing() {
-    let dir = tempfile::tempdir().unwrap();
-    let at = dir.path();
-    let a = pico(&at.join("a"), 1);
-    pico(&at.join("b"), 2);
-    sized(&at.join("wide"), json!({"intermediate_size": 48}));
-    sized(&at.join("deep"), json!({"num_hidden_layers": 3}));
-    sized(&at.join("qwen"), json!({"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}));
-    adapter(&a, &at.join("tuned"));
-    let two = |other: &str| MEAN.replace("model: b", &format!("model: {other}"));
-    merge(at, &two("wide"), "out").refused(&["wide", "intermediate_size", "64", "48"]);
-    merge(at, &two("deep"), "out").refused(&["deep", "expected 2 layers as in a, got 3"]);
-    merge(at, &two("qwen"), "out").refused(&["qwen", "architecture", "llama"]);
-    merge(at, &two("nowhere"), "out").refused(&["nowhere"]);
-    merge(at, &two("a+tuned"), "out").refused(&["a+tuned", "luthier fold"]);
-    merge(at, &two("a"), "out").refused(&["listed twice"]);
-    let plain = "models: [{model: a}, {model: b}]\n";
-    let refuse =
-        |text: &str, words: &[&str]| merge(at, &format!("{text}{plain}"), "out").refused(words);
-    refuse("merge_method: tiez\n", &["m.yml: merge_method", "ties"]);
-    refuse("merge_method: ties\n", &["works from a base"]);
-    refuse("merge_method: ties\nbase_model: a\n", &["weight of b", "is missing"]);
-    refuse("merge_method: slerp\nbase_model: a\n", &["m.yml: t", "is missing"]);
-    refuse(
-        "merge_method: ties\nbase_model: a\nparameters: {weight: 1, density: 1.2}\n",
-        &["density of b", "expected 0 to 1, got 1.2"],
-    );
-    refuse("merge_method: linear\nparameters: {weigth: 1}\n", &["`weigth`", "weight"]);
-    refuse("merge_method: model_stock\nbase_model: a\n", &["at least 3 models, got 2"]);
-    let slices =
-        "merge_method: passthrough\nslices: [{sources: [{model: a, layer_range: [1, 4]}]}]\n";
-    merge(at, slices, "out").refused(&["a has layers 0 to 2", "1 to 4"]);
-    assert!(!at.join("out").exists());
-    fs::create_dir(at.join("full")).unwrap();
-    fs::write(at.join("full/x"), "").unwrap();
-    merge(at, "not even read", "full").refused(&["full", "not empty"]);
-    let names: Vec<_> = fs::read_dir(at).unwrap().map(|e| e.unwrap().file_name()).collect();
-    assert!(names.iter().all(|n| !n.to_string_lossy().starts_with('.')), "{names:?}");
 }

@@ -1,0 +1,185 @@
+//! Losses of pairs against TRL's (`tests/golden/make_preferences.py`): values and gradients by every
+//! token's log-probability.
+
+use candle_core::{Device, Tensor, Var};
+use luthier_core::{Batch, Error, Logits, Piece, Result, Row};
+use luthier_loss::{Loss, Unit, pair::log_probabilities};
+use luthier_testkit::golden;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// Numbers of the tokens of every pair's two answers.
+type Tokens = Vec<[Vec<f32>; 2]>;
+
+#[derive(Deserialize)]
+struct Golden {
+    logps: Tokens,
+    references: Vec<[f64; 2]>,
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    key: String,
+    settings: Value,
+    loss: f64,
+    gradient: Tokens,
+}
+
+fn recorded() -> Golden {
+    let text = std::fs::read_to_string(golden::golden("preferences.json")).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+/// A model that has said what it says.
+struct Said(Var);
+
+impl Logits for Said {
+    fn logp(&mut self, index_m: &[u32], _targets_m: &[u32]) -> Result<Tensor> {
+        let index = Tensor::from_slice(index_m, index_m.len(), &Device::Cpu)?;
+        Ok(self.0.index_select(&index, 0)?)
+    }
+
+    fn logits(&mut self, _index_m: &[u32]) -> Result<Tensor> {
+        Err(Error::failed("logits", "nobody should ask"))
+    }
+
+    fn hidden(&mut self, _index_m: &[u32]) -> Result<Tensor> {
+        Err(Error::failed("hidden", "nobody should ask"))
+    }
+
+    fn sum(&mut self, _pieces: usize, _piece: &mut Piece) -> Result<Tensor> {
+        Err(Error::failed("sum", "nobody should ask"))
+    }
+}
+
+/// Every answer behind two tokens of a prompt, and what is said of all of them.
+fn batch(golden: &Golden) -> (Batch, Said) {
+    let (mut rows, mut said) = (Vec::new(), Vec::new());
+    for (example, (pair, references)) in golden.logps.iter().zip(&golden.references).enumerate() {
+        for (answer, reference) in pair.iter().zip(references) {
+            let weights = [vec![0.0; 2], vec![1.0; answer.len()]].concat();
+            let row = Row {
+                ids: vec![0; weights.len()],
+                targets: vec![0; weights.len()],
+                weights,
+                example,
+                reference: *reference,
+            };
+            said.extend([-9.0f32; 2]);
+            said.extend(answer);
+            rows.push(row);
+        }
+    }
+    let said = Var::from_slice(&said, said.len(), &Device::Cpu).unwrap();
+    (Batch::from_rows(&rows), Said(said))
+}
+
+fn objective(case: &Case) -> Loss {
+    serde_json::from_value(json!({ case.key.as_str(): case.settings })).unwrap()
+}
+
+#[test]
+fn losses_and_gradients_are_trls() {
+    let golden = recorded();
+    assert_eq!(golden.cases.len(), 26);
+    for case in &golden.cases {
+        let name = format!("{} {}", case.key, case.settings);
+        let loss = objective(case);
+        let objective = loss.objective().unwrap();
+        let (batch, mut said) = batch(&golden);
+        let terms = objective.terms(&mut said, &batch).unwrap();
+        let by = objective.normaliser(&[&batch]);
+        let got = f64::from(terms.sum.to_scalar::<f32>().unwrap()) / by;
+        assert!((got - case.loss).abs() < 1e-5 * case.loss.abs().max(1.0), "{name}: {got}");
+        let grads = terms.sum.backward().unwrap();
+        let mut found = grads.get(&said.0).unwrap().to_vec1::<f32>().unwrap().into_iter();
+        for pair in &case.gradient {
+            for answer in pair {
+                assert_eq!([found.next(), found.next()], [Some(0.0), Some(0.0)], "{name}: prompt");
+                for want in answer {
+                    let got = f64::from(found.next().unwrap()) / by;
+                    let apart = (got - f64::from(*want)).abs();
+                    assert!(apart < 1e-5 * (1.0 + want.abs() as f64), "{name}: {got} {want}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rewards_are_gains_over_the_reference() {
+    let golden = recorded();
+    let (batch, mut said) = batch(&golden);
+    let loss: Loss = toml::from_str("[dpo]\nbeta = 0.5").unwrap();
+    let terms = loss.objective().unwrap().terms(&mut said, &batch).unwrap();
+    let sum = |of: &[f32]| of.iter().map(|x| f64::from(*x)).sum::<f64>();
+    let gains: Vec<[f64; 2]> = golden
+        .logps
+        .iter()
+        .zip(&golden.references)
+        .map(|(pair, reference)| [0, 1].map(|side| 0.5 * (sum(&pair[side]) - reference[side])))
+        .collect();
+    let mean = |of: &dyn Fn(&[f64; 2]) -> f64| gains.iter().map(of).sum::<f64>() / 3.0;
+    let told = |name: &str| {
+        let log = terms.logs.iter().find(|log| log.name == name).unwrap();
+        log.sum / log.weight
+    };
+    for (name, want) in [
+        ("rewards/chosen", mean(&|g| g[0])),
+        ("rewards/rejected", mean(&|g| g[1])),
+        ("rewards/margins", mean(&|g| g[0] - g[1])),
+        ("rewards/accuracies", mean(&|g| f64::from(u8::from(g[0] > g[1])))),
+    ] {
+        assert!((told(name) - want).abs() < 1e-5, "{name}: {} {want}", told(name));
+    }
+}
+
+#[test]
+fn without_a_gain_dpo_is_the_logarithm_of_two() {
+    let golden = recorded();
+    let (mut batch, mut said) = batch(&golden);
+    batch.references_b = log_probabilities(&mut said, &batch).unwrap();
+    let loss: Loss = toml::from_str("[dpo]").unwrap();
+    let terms = loss.objective().unwrap().terms(&mut said, &batch).unwrap();
+    let got = f64::from(terms.sum.to_scalar::<f32>().unwrap());
+    assert!((got - 3.0 * std::f64::consts::LN_2).abs() < 1e-6, "{got}");
+}
+
+#[test]
+fn half_of_a_pair_is_no_pair() {
+    let (mut batch, mut said) = batch(&recorded());
+    let rejected = batch.rows.range(1);
+    batch.weights_n[rejected].fill(0.0);
+    let loss: Loss = toml::from_str("[orpo]").unwrap();
+    let error = loss.objective().unwrap().terms(&mut said, &batch).unwrap_err().to_string();
+    assert!(error.contains("example 0") && error.contains("rejected answer"), "{error}");
+}
+
+#[test]
+fn settings_that_cannot_be_meant_are_refused_by_their_key() {
+    for (text, want) in [
+        ("[dpo]\nbeta = 0.0", "train.loss.dpo.beta"),
+        ("[dpo]\nloss_type = []", "train.loss.dpo.loss_type"),
+        ("[dpo]\nloss_weights = [1.0, 2.0]", "2 weights for 1 types"),
+        ("[dpo]\nlabel_smoothing = 0.5", "train.loss.dpo.label_smoothing"),
+        ("[dpo]\nloss_type = \"exo_pair\"", "exo_pair needs a share above 0"),
+        (
+            "[dpo]\nloss_type = \"apo_zero\"\nf_divergence_type = \"forward_kl\"",
+            "train.loss.dpo.f_divergence_type",
+        ),
+        ("[cpo]\nlabel_smoothing = 0.7", "train.loss.cpo.label_smoothing"),
+        ("[orpo]\nbeta = -1.0", "train.loss.orpo.beta"),
+    ] {
+        let loss: Loss = toml::from_str(text).unwrap();
+        let error = loss.objective().err().unwrap().to_string();
+        assert!(error.contains(want), "{text}: {error}");
+    }
+    let unknown = toml::from_str::<Loss>("[dpo]\nloss_type = \"sigmoyd\"").unwrap_err().to_string();
+    assert!(unknown.contains("loss_type") || unknown.contains("sigmoyd"), "{unknown}");
+    let unit = |text: &str| toml::from_str::<Loss>(text).unwrap().objective().unwrap().unit();
+    assert_eq!(unit("[dpo]"), Unit::Pair { reference: true });
+    assert_eq!(unit("[cpo]"), Unit::Pair { reference: false });
+    let several: Loss = toml::from_str("[dpo]\nloss_type = [\"hinge\", \"robust\"]").unwrap();
+    assert_eq!(toml::from_str::<Loss>(&toml::to_string(&several).unwrap()).unwrap(), several);
+}
