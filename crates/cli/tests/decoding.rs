@@ -61,6 +61,17 @@ fn a_table_names_sources_and_the_flags_its_model() {
     write(&format!("{emulate}[decode.draft]\nsource = \"tuned\"\ntokens = 3\n"));
     assert_eq!(with(), alone("--adapter a --model m"));
 
+    // All of what tuning adds to each block is the tuned model, none of it is not.
+    let scaled = |by: f32| {
+        write(&format!(
+            "{head}[decode.sources.more]\nmodel = \"policy\"\nadapter = \"a\"\nscaled = {by:?}\n\
+                [decode.combine.linear]\nsources = [\"more\"]\ncoefficients = [1.0]\n"
+        ));
+        with()
+    };
+    assert_eq!(scaled(1.0), alone("--adapter a --model m"));
+    assert_ne!(scaled(0.0), alone("--adapter a --model m"));
+
     write(&format!("{head}[decode.sources.x]\nmodel = \"small\"\n"));
     run(dir.path(), &format!("generate --decode d.toml {tail}")).refused(&["sources.x", "policy"]);
     write(&format!("{head}[decode.combine.proxy]\n"));
@@ -140,14 +151,31 @@ fn samplers_of_peers_are_flags() {
     let dir = workplace();
     let line = "generate --model m --prompt hello --max-new-tokens 20 --temperature 1.2";
     let plain = run(dir.path(), line);
-    for more in ["--top-h 0.3", "--mirostat-tau 1", "--dry-multiplier 5 --dry-allowed-length 1"] {
+    for more in ["--top-h 0.3", "--mirostat-tau 1"] {
         let ran = run(dir.path(), &format!("{line} {more}"));
         assert_ne!(ran.text(), plain.text(), "{more}");
         assert_eq!(run(dir.path(), &format!("{line} {more}")).text(), ran.text());
     }
+    // Without a draw a small model soon repeats itself.
+    let line = "generate --model m --prompt hello --max-new-tokens 80";
+    let dry = run(dir.path(), &format!("{line} --dry-multiplier 5 --dry-allowed-length 1"));
+    assert_ne!(dry.text(), run(dir.path(), line).text());
+    let line = format!("{line} --temperature 1");
     run(dir.path(), &format!("{line} --mirostat-tau 3 --top-p 0.5")).refused(&["Mirostat"]);
     run(dir.path(), &format!("{line} --top-h 1.5")).refused(&["--top-h"]);
     run(dir.path(), &format!("{line} --dry-multiplier 1 --dry-base 0")).refused(&["--dry-base"]);
+}
+
+#[test]
+fn ranking_is_a_probe_of_what_a_model_knows() {
+    let dir = workplace();
+    let line = "probe ranking --model m --data qa.jsonl --n-negatives 3";
+    let value = run(dir.path(), &format!("{line} --json")).json();
+    assert_eq!((&value["metric"], &value["n"]), (&"ranking".into(), &2.into()));
+    assert!((0.0..=1.0).contains(&value["value"].as_f64().unwrap()));
+    assert!(run(dir.path(), line).text().starts_with("ranking  "));
+    run(dir.path(), &line.replace("--n-negatives 3", "--n-negatives 0"))
+        .refused(&["--n-negatives"]);
 }
 
 #[test]

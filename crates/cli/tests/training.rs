@@ -1,5 +1,7 @@
 //! The writing verbs on a model of a few thousand weights: train, resume, fold, plan, run.
 
+#[path = "training/preference.rs"]
+mod preference;
 mod support;
 
 use std::{

@@ -123,6 +123,7 @@ impl Task<'_> {
         let mut waiting = (0..prompts.len()).peekable();
         let mut free: Vec<usize> = (0..options.max_batch).rev().collect();
         let mut live: Vec<Live> = Vec::new();
+        let mut logits_sbv = vec![Vec::new(); sources.len()];
         loop {
             let mut entering = 0;
             while let Some(sequence) = waiting.peek().copied() {
@@ -145,7 +146,7 @@ impl Task<'_> {
             }
 
             let chosen = match options.draft {
-                None => self.next(sources, &live)?,
+                None => self.next(sources, &live, &mut logits_sbv)?,
                 Some(draft) => self.drafted(sources, &live, draft)?,
             };
             for (seq, chosen) in live.iter_mut().zip(chosen) {
@@ -178,11 +179,12 @@ impl Task<'_> {
         &self,
         sources: &mut [Box<dyn Source + '_>],
         live: &[Live],
+        logits_sbv: &mut [Vec<f32>],
     ) -> Result<Vec<Vec<Chosen>>> {
-        let mut logits_sbv = vec![Vec::new(); sources.len()];
         let laid = Laid::new(live.iter().map(|seq| seq.reading(&seq.unread, 1)));
-        let mut asked = sources.iter_mut().zip(&mut logits_sbv);
+        let mut asked = sources.iter_mut().zip(logits_sbv.iter_mut());
         asked.try_for_each(|(source, to)| source.step(&laid.step(), to))?;
+        let logits_sbv = &*logits_sbv;
         // Rows do not know of each other, so their tokens are chosen side by side.
         self.side_by_side(live, |row, seq| {
             let rows: Vec<&[f32]> =

@@ -33,7 +33,7 @@ fn options(case: &Case) -> Generate {
 #[test]
 fn distributions_equal_transformers() {
     let golden: Golden = serde_json::from_str(include_str!("golden/warpers.json")).unwrap();
-    assert_eq!(golden.cases.len(), 9);
+    assert_eq!(golden.cases.len(), 11);
     for (i, case) in golden.cases.iter().enumerate() {
         let options = options(case);
         let so_far = SoFar { prompt: &case.prompt, tokens: &case.tokens };

@@ -260,13 +260,16 @@ pub fn random(
     bits(&moved, |from, i, _| chosen[from + i])
 }
 
-/// Name, sizes and `|Δ|` of every candidate.
+/// Name, sizes and `|Δ|` of a candidate.
+type Moved<'a> = (&'a str, &'a [usize], Vec<f32>);
+
+/// The same of all.
 fn moved<'a>(
     base: &'a StateDict,
     tuned: &StateDict,
     share: f64,
     candidates: &dyn Fn(&str) -> bool,
-) -> Result<Vec<(&'a str, &'a [usize], Vec<f32>)>> {
+) -> Result<Vec<Moved<'a>>> {
     if !(0.0..=1.0).contains(&share) {
         return Err(Error::input("graft", format!("expected a share of 0 to 1, got {share}")));
     }
@@ -280,10 +283,7 @@ fn moved<'a>(
 }
 
 /// The mask of what `chosen` says of a tensor's first place among all, a place in it, and `|Δ|` there.
-fn bits(
-    moved: &[(&str, &[usize], Vec<f32>)],
-    chosen: impl Fn(usize, usize, f32) -> bool,
-) -> Result<StateDict> {
+fn bits(moved: &[Moved<'_>], chosen: impl Fn(usize, usize, f32) -> bool) -> Result<StateDict> {
     let (mut mask, mut from) = (StateDict::default(), 0);
     for (name, dims, moved) in moved {
         let bit = |(i, x): (usize, &f32)| f32::from(u8::from(chosen(from, i, *x)));

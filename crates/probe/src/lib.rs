@@ -50,7 +50,11 @@ pub const METHODS: &[Method] = &[
     Method::usual("fisher", "how much the likelihood of data hangs on each parameter"),
     Method::of(27, "tuco", "how much of a pass tuning contributes at a prompt's last token"),
     Method::of(17, "novelty", "which texts tuning has made likelier"),
-    Method::of(4, "wanda", "how much each weight matters on given data: its size times its inputs'"),
+    Method::of(
+        4,
+        "wanda",
+        "how much each weight matters on given data: its size times its inputs'",
+    ),
     Method::of(37, "graft", "the smallest region of tuned weights that carries what was learned"),
     Method::of(48, "diversity", "where the average of two models is right and both are wrong"),
     Method::of(77, "sharpness", "how steep the loss is around a model, layer by layer; stragglers"),

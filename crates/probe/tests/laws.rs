@@ -259,15 +259,24 @@ fn a_comparison_is_paired() {
 }
 
 /// Probes that are no metrics of an answer.
-const NOT_OF_TEXTS: &[&str] =
-    &["delta", "capture", "components", "fisher", "phrasing", "tuco", "novelty", "wanda", "graft", "diversity", "sharpness", "weighted_f1"];
+const NOT_OF_TEXTS: &[&str] = &[
+    "delta",
+    "capture",
+    "components",
+    "fisher",
+    "phrasing",
+    "tuco",
+    "novelty",
+    "wanda",
+    "graft",
+    "diversity",
+    "sharpness",
+    "weighted_f1",
+];
 
 #[test]
 fn metrics_are_named_and_total() {
-    let known = METHODS
-        .iter()
-        .map(|m| m.name)
-        .filter(|n| !NOT_OF_TEXTS.contains(n));
+    let known = METHODS.iter().map(|m| m.name).filter(|n| !NOT_OF_TEXTS.contains(n));
     for name in known {
         let kind = Kind::named("--metric", name).unwrap();
         assert_eq!(kind.name(), name);

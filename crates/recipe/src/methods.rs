@@ -173,7 +173,7 @@ fn uses(recipe: &Table, seam: &str, name: &str) -> bool {
         return all.into_iter().any(|table| {
             let at =
                 |key: &String| key == name || key.strip_prefix(name).is_some_and(|k| k == "_tau");
-            table.as_table().is_some_and(|table| table.keys().any(|key| at(key)))
+            table.as_table().is_some_and(|table| table.keys().any(at))
         });
     }
     match found {

@@ -278,3 +278,43 @@ fn what_cannot_be_judged_is_refused_by_its_line() {
     let nothing = answers(&policy(8), &tokenizer, &table(Vec::new()), &exact(), 4, &mut |_, _| ());
     assert_eq!(nothing.unwrap_err().exit_code(), 2);
 }
+
+#[test]
+fn ranking_is_the_share_that_the_true_answer_wins() {
+    use luthier_recipe::evaluate::{Pair, pairs, ranking};
+    let policy = policy(7);
+    let all: Vec<Pair> = (0..9u32)
+        .map(|i| Pair {
+            prompt: vec![65 + i, 66, 67 + i % 3],
+            response: (0..1 + i % 4).map(|j| 97 + i + j).chain([257]).collect(),
+        })
+        .collect();
+    // Every other answer by hand: with as many draws as this, each is drawn.
+    let mean = |prompt: &[u32], response: &[u32]| {
+        let logps = naive_logps(&policy, &[prompt, response].concat());
+        let own = &logps[prompt.len() - 1..];
+        own.iter().sum::<f64>() / own.len() as f64
+    };
+    let score = ranking(&policy, &all, 400, Seed(1), &mut |_, _| ()).unwrap();
+    let mut won = 0.0;
+    for pair in &all {
+        let own = mean(&pair.prompt, &pair.response);
+        let others = all.iter().filter(|other| other.response != pair.response);
+        let lower = others.filter(|other| mean(&pair.prompt, &other.response) < own);
+        won += lower.count() as f64 / 8.0 / 9.0;
+    }
+    assert!((score.value - won).abs() < 0.02, "{} {won}", score.value);
+    assert_eq!(score.n, 9);
+    let same = vec![all[0].clone(); 3];
+    assert!(ranking(&policy, &same, 5, Seed(1), &mut |_, _| ()).is_err());
+
+    // Pairs of a table: the prompt as it is asked, the answer with its end.
+    let tokenizer = Tokenizer::bytes();
+    let table = table(vec![chat(1, "one?", "1"), chat(2, "two?", "22")]);
+    for (pair, example) in pairs(&table, &tokenizer).unwrap().iter().zip(&table.examples) {
+        assert_eq!(pair.prompt, generation_prompt(example, &tokenizer).unwrap());
+        let text = example.completions[0].text();
+        assert_eq!(tokenizer.decode(&pair.response).unwrap(), text);
+        assert_eq!(pair.response.len(), text.len() + 1);
+    }
+}

@@ -13,7 +13,7 @@ use luthier_train::{Job, Train, checkpoint, log::metrics};
 use luthier_update::{Start, Update};
 
 fn model(name: &str) -> Arc<dyn Model> {
-    let source = Source::open(&golden::golden(&format!("models/{name}"))).unwrap();
+    let source = Source::open(&golden::golden(format!("models/{name}"))).unwrap();
     Arc::new(Decoder::load(&source, Precision::F32, |_, _| ()).unwrap())
 }
 

@@ -146,6 +146,7 @@ pub fn run(mut args: Args) -> Result<()> {
     match () {
         () if args.json => out::json(&ordered)?,
         () if streams => out::data("\n")?,
+        () if ordered.len() == 1 => out::data(&format!("{}\n", ordered[0].text))?,
         () => {
             for (i, Answer { prompt, text, .. }) in ordered.iter().enumerate() {
                 out::data(&format!("[{}] {}\n{text}\n\n", i + 1, first_line(prompt)))?;

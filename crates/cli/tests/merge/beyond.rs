@@ -55,9 +55,9 @@ fn a_difference_moves_to_another_version_and_new_tokens_come_along() {
         let (y, n, o) = (numbers(&out, name), numbers(&new, name), numbers(&old, name));
         let t = tuned.load_f32(name).unwrap();
         assert_eq!(y.len(), t.len(), "{name}");
-        for i in 0..y.len() {
+        for (i, y) in y.iter().enumerate() {
             let at = |x: &[f32]| f64::from(x.get(i).copied().unwrap_or(0.0));
-            assert_eq!(y[i], (at(&n) + (at(&t) - at(&o))) as f32, "{name} {i}");
+            assert_eq!(*y, (at(&n) + (at(&t) - at(&o))) as f32, "{name} {i}");
         }
     }
     let config = Source::open(&at.join("out")).unwrap();

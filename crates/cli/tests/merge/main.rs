@@ -3,6 +3,7 @@
 mod adapters;
 mod beyond;
 mod refused;
+mod regmean;
 mod search;
 #[path = "../support/mod.rs"]
 mod support;

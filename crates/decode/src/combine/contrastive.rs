@@ -52,7 +52,7 @@ impl Combine for Contrastive {
                 "above 0",
             ),
         ];
-        for (name, value, _, range) in rules.into_iter().filter(|rule| !rule.2) {
+        if let Some((name, value, _, range)) = rules.into_iter().find(|rule| !rule.2) {
             let what = format!("expected a number {range}, got {value}");
             return Err(Error::input(format!("decode.combine.contrastive.{name}"), what));
         }

@@ -26,6 +26,8 @@ CASES = [
     dict(temperature=1.0, repetition_penalty=1.7, logit_bias={"3": 4.0, "5": -2.5}),
     dict(temperature=0.9, top_p=0.95, ban=[1, 2, 9], min_new_tokens=6, eos=[4, 11]),
     dict(temperature=0.9, top_p=0.95, ban=[1, 2, 9], min_new_tokens=2, eos=[4, 11]),
+    dict(temperature=1.0, top_h=0.8),
+    dict(temperature=1.5, top_h=0.7, top_k=8, top_p=0.9),
 ]
 
 out = []
@@ -36,6 +38,7 @@ for case in CASES:
     config = GenerationConfig(
         do_sample=True,
         temperature=case["temperature"],
+        top_h=case.get("top_h"),
         top_k=case.get("top_k", 0),
         top_p=case.get("top_p", 1.0),
         min_p=case.get("min_p"),

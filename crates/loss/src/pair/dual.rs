@@ -101,6 +101,7 @@ impl Neg for Dual {
 
 impl Mul for Dual {
     type Output = Dual;
+    #[expect(clippy::suspicious_arithmetic_impl, reason = "the product rule is a sum")]
     fn mul(self, o: Dual) -> Dual {
         let d = |i: usize| self.d[i] * o.v + self.v * o.d[i];
         Dual { v: self.v * o.v, d: [d(0), d(1)] }

@@ -84,7 +84,10 @@ impl Files {
 }
 
 /// Bytes of a number in a format, and how it is read.
-fn format(dtype: &str) -> Option<(usize, fn(&[u8]) -> f32)> {
+type Format = (usize, fn(&[u8]) -> f32);
+
+/// The format of this name.
+fn format(dtype: &str) -> Option<Format> {
     fn bytes<const N: usize>(b: &[u8]) -> [u8; N] {
         let mut all = [0; N];
         all.copy_from_slice(b);

@@ -33,7 +33,7 @@ pub const PAPER: Paper = Paper {
     title: "implicit instruction tuning",
     claim: "tuning on answers without questions, on one task, or three rules without tuning make a \
         pretrained model answer, if it ranks true answers above others",
-    recipes: &["recipes/full/sft.toml", "recipes/full/response.toml", "recipes/decode/rules.toml"],
+    recipes: &["recipes/full/sft.toml", "recipes/full/response.toml"],
     seeds: 3,
     run,
 };
@@ -133,6 +133,10 @@ fn run(lab: &Lab) -> Result<Measured> {
         ));
     }
     claims(&mut measured)?;
+    measured.note(
+        "the right digit always stands in the question, so that the rule on repetition keeps the \
+            control, which does not know it, below chance",
+    );
     Ok(measured)
 }
 

@@ -13,7 +13,7 @@ use super::{BLOCK, FRONT, Shape, Weights};
 /// torch's ε of a layer norm.
 const EPSILON: f32 = 1e-5;
 /// 2 √(2/π).
-const C1: f32 = 1.595_769_1;
+const C1: f32 = 1.595_769;
 /// 0.044715 · 2 √(2/π).
 const C3: f32 = 0.071_354_81;
 

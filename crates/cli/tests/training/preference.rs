@@ -4,13 +4,7 @@ use std::{fs, path::Path};
 
 use serde_json::{Value, json};
 
-mod support;
-
-use support::{Ran, luthier, pico};
-
-fn run(dir: &Path, line: &str) -> Ran {
-    luthier(dir, &line.split_whitespace().collect::<Vec<_>>(), "")
-}
+use super::{run, support::pico};
 
 fn lines(rows: &[Value]) -> String {
     rows.iter().map(|row| format!("{row}\n")).collect()
