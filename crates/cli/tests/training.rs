@@ -235,7 +235,7 @@ fn a_plan_says_what_will_happen_and_every_recipe_runs() {
         let recipe = dir.join("recipe-under-test.toml");
         let text = text
             .replace("smollm2-135m-instruct", "model")
-            .replace("\"smollm2-135m\"", "\"model\"")
+            .replace("\"HuggingFaceTB/SmolLM2-135M\"", "\"model\"")
             .replace("HuggingFaceTB/SmolLM2-135M-Instruct", "model")
             // A model of the test is not quantised.
             .replace("quantize = \"stored\"", "")
