@@ -12,11 +12,15 @@
 
 use std::sync::Arc;
 
-use luthier_core::{Cache, Ctx, Error, Policy, Result, Rng, Rows, Seed};
+use luthier_core::{Error, Policy, Result, Rng, Rows, Seed};
 use luthier_kernels::threads;
 use serde::{Deserialize, Serialize};
 
-use crate::{combine::log_z, last::last_logits};
+use crate::{
+    Source,
+    combine::log_z,
+    sources::{PolicySource, Step},
+};
 
 /// What a beam is worth that only fills a place.
 const FILL: f64 = -1e9;
@@ -53,8 +57,10 @@ impl Default for BeamSampling {
 /// A text while it grows.
 #[derive(Clone, Debug)]
 struct Beam {
-    /// Where the models keep what they know of it.
+    /// Where the models are to keep what they know of it.
     slot: usize,
+    /// Where they have what came before its last token.
+    past: usize,
     tokens: Vec<u32>,
     total: f64,
 }
@@ -144,10 +150,12 @@ impl BeamSampling {
         if self.gamma != 0.0 {
             readers.push(Reader::new(base, self.num_beams));
         }
+        // The prompt is read once: all beams have their past in the first slot.
+        let first = Beam { slot: 0, past: 0, tokens: Vec::new(), total: 0.0 };
         for reader in &mut readers {
-            reader.begin(prompt)?;
+            reader.read(prompt, std::slice::from_ref(&first), 0)?;
         }
-        let beam = |slot| Beam { slot, tokens: Vec::new(), total: 0.0 };
+        let beam = |slot| Beam { slot, ..first.clone() };
         let mut beams: Vec<Beam> = (0..self.num_beams).map(beam).collect();
         for step in 0..self.length {
             let mut all: Vec<Next> = Vec::new();
@@ -175,13 +183,13 @@ impl BeamSampling {
             while chosen.len() < self.num_beams {
                 chosen.push(Next { total: FILL, ..chosen[0] });
             }
-            beams = grow(&beams, &chosen, &mut readers);
+            beams = grow(&beams, &chosen);
             if step + 1 < self.length {
                 let ids: Vec<u32> = chosen.iter().map(|next| next.id).collect();
-                let slots: Vec<usize> = beams.iter().map(|beam| beam.slot).collect();
                 for reader in &mut readers {
-                    reader.go_on(&ids, &slots, prompt.len() + step)?;
+                    reader.read(&ids, &beams, prompt.len() + step)?;
                 }
+                beams.iter_mut().for_each(|beam| beam.past = beam.slot);
             }
         }
         let Beam { tokens, total, .. } = beams.swap_remove(0);
@@ -209,37 +217,33 @@ fn draw(all: &[Next], n: usize, rng: &mut Rng) -> Vec<Next> {
     noisy.into_iter().take(n).map(|(_, next)| next).collect()
 }
 
-/// The beams with their next tokens. A beam's first successor keeps its slot, others get a copy in
-/// the slot of a beam without one.
-fn grow(beams: &[Beam], chosen: &[Next], readers: &mut [Reader]) -> Vec<Beam> {
+/// The beams with their next tokens. A beam's first successor keeps its slot, others get the slot of
+/// a beam without one.
+fn grow(beams: &[Beam], chosen: &[Next]) -> Vec<Beam> {
     let heirs = |beam: usize| chosen.iter().any(|next| next.beam == beam);
     let mut free = (0..beams.len()).filter(|beam| !heirs(*beam)).map(|beam| beams[beam].slot);
     let mut kept = vec![false; beams.len()];
     let heir = |next: &Next| {
         let parent = &beams[next.beam];
-        let mut slot = parent.slot;
-        if std::mem::replace(&mut kept[next.beam], true) {
-            slot = free.next().expect("there are as many slots as beams");
-            readers.iter_mut().for_each(|reader| reader.cache.fork(parent.slot, slot));
-        }
+        let slot = match std::mem::replace(&mut kept[next.beam], true) {
+            false => parent.slot,
+            true => free.next().expect("there are as many slots as beams"),
+        };
         let tokens = parent.tokens.iter().copied().chain([next.id]).collect();
-        Beam { slot, tokens, total: next.total }
+        Beam { slot, past: parent.past, tokens, total: next.total }
     };
     chosen.iter().map(heir).collect()
 }
 
 /// A model that reads the beams.
 struct Reader<'a> {
-    policy: &'a Policy,
-    cache: Cache,
-    beams: usize,
+    source: PolicySource<'a>,
     logits_bv: Vec<f32>,
 }
 
 impl<'a> Reader<'a> {
     fn new(policy: &'a Policy, beams: usize) -> Self {
-        let cache = Cache::new(beams, policy.model.n_layers());
-        Reader { policy, cache, beams, logits_bv: Vec::new() }
+        Reader { source: PolicySource::new(policy, beams), logits_bv: Vec::new() }
     }
 
     /// How many beams there are logits of: one, while all are alike.
@@ -247,28 +251,20 @@ impl<'a> Reader<'a> {
         self.logits_bv.len() / vocab
     }
 
-    /// Reads the prompt once for all beams, behind the placeholders of virtual tokens.
-    fn begin(&mut self, prompt: &[u32]) -> Result<()> {
-        let placeholders = std::iter::repeat_n(0, self.policy.hooks.virtual_tokens);
-        let ids: Vec<u32> = placeholders.chain(prompt.iter().copied()).collect();
-        self.read(&ids, Arc::new(Rows::single(ids.len())), vec![0])?;
-        (1..self.beams).for_each(|slot| self.cache.fork(0, slot));
-        Ok(())
-    }
-
-    /// Reads one token of each beam, at `position` of its text.
-    fn go_on(&mut self, ids: &[u32], slots: &[usize], position: usize) -> Result<()> {
-        let position = self.policy.hooks.virtual_tokens + position;
-        let rows = Arc::new(Rows::new(&vec![1; ids.len()], |_| position));
-        self.read(ids, rows, slots.to_vec())
-    }
-
-    fn read(&mut self, ids_n: &[u32], rows: Arc<Rows>, slots: Vec<usize>) -> Result<()> {
-        self.cache.select(slots);
-        let mut ctx = Ctx::new(&self.policy.hooks, rows.clone(), ids_n);
-        ctx.cache = Some(&mut self.cache);
-        let h_nd = self.policy.hidden(&mut ctx)?;
-        last_logits(self.policy, &h_nd, ids_n, &rows, &mut self.logits_bv)
+    /// Reads `ids`, as many for each beam, which stand at `position` of its text.
+    fn read(&mut self, ids: &[u32], beams: &[Beam], position: usize) -> Result<()> {
+        let (slots_b, from_b): (Vec<usize>, Vec<usize>) =
+            beams.iter().map(|beam| (beam.slot, beam.past)).unzip();
+        let lengths = vec![ids.len() / beams.len(); beams.len()];
+        let step = Step {
+            ids_n: ids,
+            rows: Arc::new(Rows::new(&lengths, |_| position)),
+            slots_b: &slots_b,
+            from_b: &from_b,
+            prompts_b: &vec![0; beams.len()],
+            read_b: &vec![1; beams.len()],
+        };
+        self.source.step(&step, &mut self.logits_bv)
     }
 }
 

@@ -7,7 +7,6 @@ pub mod choose;
 pub mod combine;
 pub mod constrain;
 pub mod generate;
-mod last;
 pub mod scaled;
 pub mod sources;
 pub mod text;

@@ -15,10 +15,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 use luthier_core::{Cache, Ctx, Error, Policy, Result, Rows};
 
-use crate::{
-    last::last_logits,
-    sources::{Source, Step},
-};
+use crate::sources::{Source, Step};
 
 const KEY: &str = "decode.sources.scaled";
 
@@ -98,8 +95,18 @@ impl<'a> Scaled<'a> {
     /// Logits at the last token of each of whole texts, flat `(b, v)`.
     pub fn last_logits(&self, ids_n: &[u32], rows: &Arc<Rows>) -> Result<Vec<f32>> {
         let h_nd = self.hidden(ids_n, rows, None)?;
+        let (rows, read_b) = (rows.clone(), vec![1; rows.b()]);
+        let nobody: &[usize] = &[];
+        let step = Step {
+            ids_n,
+            rows,
+            slots_b: nobody,
+            from_b: nobody,
+            prompts_b: nobody,
+            read_b: &read_b,
+        };
         let mut logits_bv = Vec::new();
-        last_logits(self.tuned, &h_nd, ids_n, rows, &mut logits_bv)?;
+        step.asked_logits(self.tuned, &h_nd, self.tuned.model.vocab(), &mut logits_bv)?;
         Ok(logits_bv)
     }
 

@@ -1,7 +1,6 @@
 //! Pairs of rows for objectives that compare a better and a worse answer to one prompt.
 
 use luthier_core::{Error, Example, Result, Row, Table};
-use luthier_data::CutTable;
 use luthier_model::{
     Tokenizer,
     render::{RenderOptions, Rendered, render_table},
@@ -75,44 +74,25 @@ fn check(example: &Example) -> Result<()> {
     Ok(())
 }
 
-/// Pairs of which the over-length policy left both rows; what it left of the others is left out,
-/// too. Refuses answers of which nothing is left.
-pub fn whole(
-    rows: Vec<Row>,
-    cut: &mut CutTable,
-    origin: impl Fn(usize) -> String,
-) -> Result<Vec<Row>> {
-    let mut kept = Vec::with_capacity(rows.len());
-    for of_one in rows.chunk_by(|a, b| a.example == b.example) {
-        match of_one {
-            [chosen, rejected] => {
-                for (row, which) in [(chosen, "chosen"), (rejected, "rejected")] {
-                    if row.trained() == 0 {
-                        let what = format!("nothing is left to learn of its {which} answer");
-                        return Err(Error::input(origin(row.example), what).hint(
-                            "raise data.max_length, or data.overlength = \"drop\" leaves long pairs out",
-                        ));
-                    }
-                }
-                if chosen.ids == rejected.ids && chosen.targets == rejected.targets {
-                    let what = "chosen and rejected are the same tokens, as far as they are read";
-                    return Err(Error::input(origin(chosen.example), what)
-                        .hint("raise data.max_length, or leave such rows out"));
-                }
-                kept.extend_from_slice(of_one);
-            }
-            [row] => {
-                cut.dropped += 1;
-                cut.rows_out -= 1;
-                cut.tokens_cut += row.len() + 1;
-            }
-            [first, ..] => {
-                let what = format!("{} rows are no pair", of_one.len());
-                return Err(Error::input(origin(first.example), what)
-                    .hint("data.overlength = \"split\" tears pairs apart: choose another"));
-            }
-            [] => {}
+/// Refuses answers of which the over-length policy left nothing, or nothing different.
+pub fn judge(pair: &[Row], origin: &dyn Fn(usize) -> String) -> Result<()> {
+    let [chosen, rejected] = pair else {
+        let what = format!("{} rows are no pair", pair.len());
+        return Err(Error::input(origin(pair[0].example), what)
+            .hint("data.overlength = \"split\" tears pairs apart: choose another"));
+    };
+    for (row, which) in [(chosen, "chosen"), (rejected, "rejected")] {
+        if row.trained() == 0 {
+            let what = format!("nothing is left to learn of its {which} answer");
+            return Err(Error::input(origin(row.example), what).hint(
+                "raise data.max_length, or data.overlength = \"drop\" leaves long pairs out",
+            ));
         }
     }
-    Ok(kept)
+    if chosen.ids == rejected.ids && chosen.targets == rejected.targets {
+        let what = "chosen and rejected are the same tokens, as far as they are read";
+        return Err(Error::input(origin(chosen.example), what)
+            .hint("raise data.max_length, or leave such rows out"));
+    }
+    Ok(())
 }

@@ -2,7 +2,6 @@
 //! reference, which the column `reference` holds, then after the prompt itself.
 
 use luthier_core::{Error, Example, Result, Row, Table};
-use luthier_data::CutTable;
 use luthier_model::{
     Tokenizer,
     render::{RenderOptions, Rendered, render_table},
@@ -58,33 +57,18 @@ fn reference(example: &Example) -> Result<Example> {
     Ok(reference)
 }
 
-/// Pairs of which the over-length policy left both rows; what it left of the others is left out,
-/// too. Refuses pairs with different answers.
-pub fn whole(
-    rows: Vec<Row>,
-    cut: &mut CutTable,
-    origin: impl Fn(usize) -> String,
-) -> Result<Vec<Row>> {
-    let mut kept = Vec::with_capacity(rows.len());
-    for of_one in rows.chunk_by(|a, b| a.example == b.example) {
-        match of_one {
-            [reference, own] if told(reference).eq(told(own)) => kept.extend_from_slice(of_one),
-            [_] => {
-                cut.dropped += 1;
-                cut.rows_out -= 1;
-                cut.tokens_cut += of_one[0].len() + 1;
-            }
-            [first, ..] => {
-                let what = "its answers after the two phrasings are not the same tokens";
-                return Err(Error::input(origin(first.example), what).hint(
-                    "only answers may be trained (data.loss_on = \"assistant\"), and whole ones \
-                     (raise data.max_length, or data.overlength = \"drop\")",
-                ));
-            }
-            [] => {}
+/// Refuses pairs with different answers.
+pub fn judge(pair: &[Row], origin: &dyn Fn(usize) -> String) -> Result<()> {
+    match pair {
+        [reference, own] if told(reference).eq(told(own)) => Ok(()),
+        _ => {
+            let what = "its answers after the two phrasings are not the same tokens";
+            Err(Error::input(origin(pair[0].example), what).hint(
+                "only answers may be trained (data.loss_on = \"assistant\"), and whole ones \
+                 (raise data.max_length, or data.overlength = \"drop\")",
+            ))
         }
     }
-    Ok(kept)
 }
 
 /// The trained targets with their weights.
@@ -126,8 +110,7 @@ mod tests {
             assert!(r.text.contains(asks) && r.text.contains("Be brief."), "{}", r.text);
         }
         let rows: Vec<Row> = rendered.into_iter().map(|r| r.row).collect();
-        let whole = whole(rows.clone(), &mut CutTable::default(), |_| String::new()).unwrap();
-        assert_eq!(whole, rows);
+        rows.chunks(2).for_each(|pair| judge(pair, &|_| String::new()).unwrap());
     }
 
     #[test]
@@ -152,25 +135,20 @@ mod tests {
     }
 
     #[test]
-    fn half_a_pair_is_left_out_and_unequal_halves_are_refused() {
+    fn unequal_halves_are_refused() {
         let row =
             |tokens: &[u32], weights: &[f32], example| Row::from_tokens(tokens, weights, example);
         let pair = |example| {
             [row(&[1, 2, 9], &[0.0, 0.0, 1.0], example), row(&[3, 9], &[0.0, 1.0], example)]
         };
-        let mut cut = CutTable { rows_out: 5, ..CutTable::default() };
-        let rows = [&pair(0)[..], &pair(1)[..1], &pair(2)[..]].concat();
-        let kept = whole(rows, &mut cut, |_| String::new()).unwrap();
-        assert_eq!(kept, [pair(0), pair(2)].concat());
-        assert_eq!((cut.dropped, cut.rows_out, cut.tokens_cut), (1, 4, 3));
-        let refused = |rows: Vec<Row>| {
-            let name = |example: usize| format!("a.jsonl:{example}");
-            whole(rows, &mut CutTable::default(), name).unwrap_err().to_string()
+        let refused = |rows: &[Row]| {
+            judge(rows, &|example| format!("a.jsonl:{example}")).unwrap_err().to_string()
         };
         let mut other = pair(4);
         other[1].weights[0] = 0.5;
-        assert!(refused(other.to_vec()).starts_with("a.jsonl:4: its answers"));
+        assert!(refused(&other).starts_with("a.jsonl:4: its answers"));
         let split = [pair(5).to_vec(), pair(5).to_vec()].concat();
-        assert!(refused(split).starts_with("a.jsonl:5: its answers"));
+        assert!(refused(&split).starts_with("a.jsonl:5: its answers"));
+        judge(&pair(6), &|_| String::new()).unwrap();
     }
 }

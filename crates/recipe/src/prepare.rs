@@ -108,14 +108,35 @@ pub fn prepare(table: Table, data: &Data, tokenizer: &Tokenizer, unit: Unit) -> 
         overlength::apply(data.overlength, data.max_length, rows, eos, origin)?;
     match unit {
         Unit::Row => {}
-        Unit::Phrasings => rows = phrasings::whole(rows, &mut cut, origin)?,
-        Unit::Pair { .. } => rows = pairs::whole(rows, &mut cut, origin)?,
+        Unit::Phrasings => rows = whole(rows, &mut cut, |pair| phrasings::judge(pair, &origin))?,
+        Unit::Pair { .. } => rows = whole(rows, &mut cut, |pair| pairs::judge(pair, &origin))?,
     }
     if rows.is_empty() {
         return Err(Error::input(&table.name, "no row is left to work on")
             .hint("raise data.max_length or choose another data.overlength"));
     }
     Ok(Prepared { table, rows, cut })
+}
+
+/// Pairs of which the over-length policy left both rows and `judge` approves; what it left of the
+/// others is left out, too.
+fn whole(
+    rows: Vec<Row>,
+    cut: &mut CutTable,
+    judge: impl Fn(&[Row]) -> Result<()>,
+) -> Result<Vec<Row>> {
+    let mut kept = Vec::with_capacity(rows.len());
+    for of_one in rows.chunk_by(|a, b| a.example == b.example) {
+        if let [row] = of_one {
+            cut.dropped += 1;
+            cut.rows_out -= 1;
+            cut.tokens_cut += row.len() + 1;
+            continue;
+        }
+        judge(of_one)?;
+        kept.extend_from_slice(of_one);
+    }
+    Ok(kept)
 }
 
 /// Answers that were rejected must not be learned as if they were right.
@@ -157,4 +178,23 @@ pub fn both(
     };
     let eval = eval.map(|table| prepare(table, data, tokenizer, unit)).transpose()?;
     Ok((prepare(train, data, tokenizer, unit)?, eval))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_a_pair_is_left_out() {
+        let row =
+            |tokens: &[u32], example| Row::from_tokens(tokens, &vec![1.0; tokens.len()], example);
+        let pair = |example| [row(&[1, 2, 9], example), row(&[3, 9], example)];
+        let mut cut = CutTable { rows_out: 5, ..CutTable::default() };
+        let rows = [&pair(0)[..], &pair(1)[..1], &pair(2)[..]].concat();
+        let kept = whole(rows.clone(), &mut cut, |_| Ok(())).unwrap();
+        assert_eq!(kept, [pair(0), pair(2)].concat());
+        assert_eq!((cut.dropped, cut.rows_out, cut.tokens_cut), (1, 4, 3));
+        let no = |_: &[Row]| Err(Error::input("a.jsonl:1", "no"));
+        assert!(whole(rows, &mut cut, no).is_err());
+    }
 }
