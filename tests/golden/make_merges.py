@@ -3,14 +3,17 @@
 Writes merges/{base,a,b,c}/ (the models), merges/*.yml (the files that both programs read) and
 merges/expected.safetensors, where `<file>/<tensor>` is a tensor of that file's merge. merges/tokens/
 has the same for models with differing vocabularies, and the vocabulary of every merge (the ids of
-added tokens are mergekit's draws, so rows are compared by token). Needs mergekit in the environment;
-nothing else of the golden values does.
+added tokens are mergekit's draws, so rows are compared by token). merges/drawn/ has the methods that
+draw, with draws of a plain formula in place of torch's (`draw`), what they were drawn with (`chances`)
+and from (`delta`). Needs mergekit in the environment; nothing else of the golden values does. The
+name of a part as argument (`drawn`) makes that part alone.
 """
 
 import json
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
 
 from pico import HERE, fill, save
@@ -248,6 +251,75 @@ def tokens():
     pathlib.Path("vocabularies.json").write_text(json.dumps(vocabularies, indent=1) + "\n")
 
 
+PARTLY = models(("a", "weight: 0.7, density: 0.4"), ("b", "weight: -0.5, density: 0.65"))
+RANKED = models(("a", "weight: 0.7, density: 0.4"),
+                ("b", "weight: -0.5, density: 0.65, epsilon: 0.2"))
+DRAWN = {
+    "dare_linear": merge("dare_linear", PARTLY, base="base"),
+    "dare_ties": merge("dare_ties", PARTLY, "lambda: 0.8", "base"),
+    "dare_ties_mean": merge("dare_ties", PARTLY, "rescale: false, normalize: true", "base"),
+    "della": merge("della", RANKED, base="base"),
+    "della_plain": merge("della", RANKED, "rescale: false, normalize: false", "base"),
+    "della_linear": merge("della_linear", RANKED, "lambda: 1.3", "base"),
+}
+
+
+def draw(model, places):
+    """For every place of a tensor of one model, a number from 0 up to 1."""
+    places = torch.arange(places, dtype=torch.int64)
+    return ((places * 2654435761 + model * 1640531527 + 97531) % 2**32).double() / 2**32
+
+
+def drawn():
+    """The merges that draw, with draws that another program can make."""
+    from mergekit import sparsify
+    from mergekit.config import MergeConfiguration
+    from mergekit.merge import MergeOptions, run_merge
+    import yaml
+
+    folder, calls = FOLDER / "drawn", []
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    os.chdir(FOLDER)
+
+    def bernoulli(chances):
+        # Two models, asked one after the other for every tensor.
+        numbers = draw(len(calls) % 2, chances.numel()).reshape(chances.shape)
+        assert (numbers - chances).abs().min() > 1e-7, "a draw that rounding decides"
+        calls.append(chances)
+        return (numbers < chances).to(chances.dtype)
+
+    expected = {}
+    for case, text in DRAWN.items():
+        (folder / f"{case}.yml").write_text(text)
+        parsed = MergeConfiguration.model_validate(yaml.safe_load(text))
+        torch.bernoulli, kept = bernoulli, torch.bernoulli
+        with tempfile.TemporaryDirectory() as out:
+            run_merge(parsed, out, MergeOptions(copy_tokenizer=False, write_model_card=False, quiet=True))
+            for file in pathlib.Path(out).glob("*.safetensors"):
+                with safe_open(file, "pt") as tensors:
+                    for name in set(KEPT) & set(tensors.keys()):
+                        expected[f"{case}/{name}"] = tensors.get_tensor(name).float()
+        torch.bernoulli = kept
+        print(case, float(expected[f"{case}/model.embed_tokens.weight"].std()))
+    # What della_magprune draws with, asked directly.
+    torch.bernoulli, kept = bernoulli, torch.bernoulli
+    weights = {}
+    for name in ["base", "a", "b"]:
+        with safe_open(FOLDER / name / "model.safetensors", "pt") as tensors:
+            weights[name] = {key: tensors.get_tensor(key).float() for key in KEPT}
+    for key in KEPT:
+        calls.clear()
+        deltas = [weights[name][key] - weights["base"][key] for name in ["a", "b"]]
+        for delta, (density, epsilon) in zip(deltas, [(0.4, 0.15), (0.65, 0.2)]):
+            sparsify.della_magprune(delta, density=density, epsilon=epsilon)
+        expected[f"della/{key}/delta"] = torch.stack(deltas)
+        expected[f"della/{key}/chances"] = torch.stack([c.reshape(deltas[0].shape) for c in calls])
+    torch.bernoulli = kept
+    save(expected, "merges/drawn/expected.safetensors")
+
+
 if __name__ == "__main__":
-    main()
-    tokens()
+    parts = [main, tokens, drawn]
+    for part in [part for part in parts if part.__name__ in sys.argv[1:]] or parts:
+        part()

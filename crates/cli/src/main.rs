@@ -26,6 +26,8 @@ enum Verb {
     Plan(verb::plan::Args),
     /// Execute all stages of a recipe
     Run(verb::run::Args),
+    /// Write down what a teacher finds likely, for a student to learn from; or fit its calibration
+    Teach(verb::teach::Args),
     /// Show rendered rows with their token weights
     Show(verb::show::Args),
     /// Generate text from prompts
@@ -68,6 +70,7 @@ fn run(cli: Cli) -> Result<()> {
         Verb::Train(args) => verb::train::run(args),
         Verb::Plan(args) => verb::plan::run(args),
         Verb::Run(args) => verb::run::run(args),
+        Verb::Teach(args) => verb::teach::run(args),
         Verb::Show(args) => verb::show::run(args),
         Verb::Generate(args) => verb::generate::run(args),
         Verb::Chat(args) => verb::chat::run(args),

@@ -81,6 +81,30 @@ fn a_table_names_sources_and_the_flags_its_model() {
 }
 
 #[test]
+fn texts_are_a_source() {
+    let dir = workplace();
+    fs::write(dir.path().join("notes.txt"), "hello there, hello there, hello there\n").unwrap();
+    let tail = "--prompt hello --raw --max-new-tokens 12 --json";
+    let with = |weights: &str, texts: &str| {
+        let table = format!(
+            "[models]\npolicy = \"m\"\n[decode.sources.notes.ngram]\n{texts}\n\
+                [decode.combine.mixture]\nsources = [\"policy\", \"notes\"]\nweights = {weights}\n"
+        );
+        fs::write(dir.path().join("d.toml"), table).unwrap();
+        run(dir.path(), &format!("generate --decode d.toml {tail}"))
+    };
+    let data = "data = \"notes.txt\"\nn = 6";
+    let alone = texts(run(dir.path(), &format!("generate --model m {tail}")));
+    assert_eq!(texts(with("[1.0, 0.0]", data)), alone);
+    assert_eq!(texts(with("[0.0, 1.0]", data)), [" there, hell"]);
+    assert_ne!(texts(with("[0.5, 0.5]", data)), alone);
+    with("[0.5, 0.5]", "data = \"notes.txt\"\nn = 0").refused(&["sources.notes.ngram.n", "0"]);
+    with("[0.5, 0.5]", "data = \"nowhere.txt\"").refused(&["nowhere.txt"]);
+    let both = "data = \"notes.txt\"\n[decode.sources.notes]\nscaled = 2.0";
+    assert_ne!(with("[0.5, 0.5]", both).code, 0);
+}
+
+#[test]
 fn an_answer_has_the_form_that_is_asked_for() {
     let dir = workplace();
     let line = "generate --model m --prompt hello --temperature 1 --n 6 --json";

@@ -226,6 +226,33 @@ fn folded_is_hooked() {
     assert!(!dir.join("x").exists());
 }
 
+/// Solutions with steps, and sentences in two languages and in four files, for recipes that read them.
+const SOLUTIONS: [(&str, &str); 7] = [
+    (
+        "rollouts.jsonl",
+        r#"{"prompt": "2+2+2?", "completion": "4\n6", "reward": 1}
+{"prompt": "2+2+2?", "completion": "4\n7", "reward": 0, "rollouts": [[{"text": "4\n6", "reward": 1}], [{"text": "6", "reward": 1}]]}
+{"prompt": "1+1+2?", "completion": "3\n5", "reward": 0, "values": [1, 0], "rollouts": [[{"text": "2\n4", "reward": 1}]]}
+"#,
+    ),
+    (
+        "solutions.jsonl",
+        r#"{"prompt": "2+2+2?", "completion": "4\n6", "wrong": ["4\n7", {"text": "5\n8", "first_wrong_step": 1}], "right": ["4\n 6"]}
+{"prompt": "1+1?", "completion": "2"}
+"#,
+    ),
+    (
+        "sentences.jsonl",
+        r#"{"prompt": "the cat", "completion": "die Katze"}
+{"prompt": "the dog", "completion": "der Hund"}
+"#,
+    ),
+    ("en.txt", "The cat slept.\n\nIt rained all day.\n"),
+    ("de.txt", "Die Katze schlief.\n\nEs regnete.\n\nDer Hund auch.\n"),
+    ("cs.txt", "Pes spal.\n"),
+    ("is.txt", "Hundurinn svaf.\n"),
+];
+
 #[test]
 fn a_plan_says_what_will_happen_and_every_recipe_runs() {
     let work = workplace();
@@ -237,11 +264,15 @@ fn a_plan_says_what_will_happen_and_every_recipe_runs() {
             .replace("smollm2-135m-instruct", "model")
             .replace("\"HuggingFaceTB/SmolLM2-135M\"", "\"model\"")
             .replace("HuggingFaceTB/SmolLM2-135M-Instruct", "model")
+            .replace("HuggingFaceTB/SmolLM2-360M-Instruct", "model")
             // A model of the test is not quantised.
             .replace("quantize = \"stored\"", "")
             .replace("data/test.jsonl", "test.jsonl")
             .replace("data/general.txt", "general.txt")
             .replace("data/train.jsonl", "train.jsonl")
+            .replace("\"stage1\"", "\"model\"")
+            .replace("block_size = 512", "block_size = 16")
+            .replace("dev.jsonl", "sentences.jsonl")
             // The model has two blocks of little width.
             .replace("freeze_layers = 15", "freeze_layers = 1")
             .replace(
@@ -251,12 +282,18 @@ fn a_plan_says_what_will_happen_and_every_recipe_runs() {
             .replace("r = 16", "r = 2")
             .replace("r = 64", "r = 4")
             .replace("r = 32", "r = 4");
-        let preference = name.contains("preference");
+        let preference = name.contains("preference") || name == &"recipes/steps/dpo.toml";
         let text = if preference { text.replace("train.jsonl", "pairs.jsonl") } else { text };
         fs::write(&recipe, text).unwrap();
         let pair = "{\"prompt\": \"a\", \"chosen\": \"b\", \"rejected\": \"c\"}\n";
         fs::write(dir.join("pairs.jsonl"), pair.repeat(4)).unwrap();
+        for (file, text) in SOLUTIONS {
+            fs::write(dir.join(file), text).unwrap();
+        }
         fs::write(dir.join("general.txt"), "It rained.\n\nThe cat slept.\n").unwrap();
+        if name.contains("first") {
+            run(dir, "teach --model model --data train.jsonl --out teacher.safetensors").text();
+        }
         let plan = run(dir, "plan recipe-under-test.toml max_steps=2 --json").json();
         assert!(plan["peak_bytes"].as_u64().unwrap() > 0, "{name}");
         assert!(plan["trainable"].as_u64().unwrap() > 0, "{name}");

@@ -20,6 +20,25 @@ pub struct Row {
     pub example: usize,
     /// The log-probability that a reference gives its targets, for objectives that compare with one.
     pub reference: f64,
+    /// Which of several tasks it belongs to.
+    pub task: usize,
+    /// A number known of it: a class, a reward, whether it is wanted (1) or not (0).
+    pub label: f64,
+    /// An objective's own mark on each target; empty where there are none, which is all 0.
+    pub tags: Vec<u8>,
+    /// What a teacher said of the targets that are trained, where it was asked beforehand.
+    pub teacher: Option<Arc<Told>>,
+}
+
+/// The likeliest tokens by a teacher, and their log-probabilities.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Told {
+    /// How many for each target.
+    pub k: usize,
+    /// `k` token ids, the likeliest first, for each target of non-zero weight, in order.
+    pub ids: Vec<u32>,
+    /// Their log-probabilities.
+    pub logps: Vec<f32>,
 }
 
 impl Row {
@@ -36,7 +55,7 @@ impl Row {
             targets: tokens[1..].to_vec(),
             weights: weights[1..].to_vec(),
             example,
-            reference: 0.0,
+            ..Row::default()
         }
     }
 
@@ -47,6 +66,9 @@ impl Row {
             ids.splice(0..0, std::iter::repeat_n(0, n));
         }
         self.weights.splice(0..0, std::iter::repeat_n(0.0, n));
+        if !self.tags.is_empty() {
+            self.tags.splice(0..0, std::iter::repeat_n(0, n));
+        }
         self
     }
 
@@ -58,6 +80,12 @@ impl Row {
     /// Whether there is no position at all.
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty()
+    }
+
+    /// The mark on every target, where there are none 0.
+    fn tags_n(&self) -> impl Iterator<Item = u8> {
+        debug_assert!(self.tags.is_empty() || self.tags.len() == self.len());
+        (0..self.len()).map(|i| self.tags.get(i).copied().unwrap_or(0))
     }
 
     /// Number of positions with a non-zero weight.
@@ -123,6 +151,14 @@ pub struct Batch {
     pub examples_b: Vec<usize>,
     /// What a reference says of each row.
     pub references_b: Vec<f64>,
+    /// The task of each row.
+    pub tasks_b: Vec<usize>,
+    /// The number known of each row.
+    pub labels_b: Vec<f64>,
+    /// The mark on every target.
+    pub tags_n: Vec<u8>,
+    /// What a teacher said of each row.
+    pub teachers_b: Vec<Option<Arc<Told>>>,
 }
 
 impl Batch {
@@ -137,6 +173,10 @@ impl Batch {
             rows: Arc::new(Rows::new(&lengths, |_| 0)),
             examples_b: rows.iter().map(|r| r.example).collect(),
             references_b: rows.iter().map(|r| r.reference).collect(),
+            tasks_b: rows.iter().map(|r| r.task).collect(),
+            labels_b: rows.iter().map(|r| r.label).collect(),
+            tags_n: rows.iter().flat_map(|r| r.tags_n()).collect(),
+            teachers_b: rows.iter().map(|r| r.teacher.clone()).collect(),
         }
     }
 

@@ -20,7 +20,7 @@ pub mod site;
 pub mod state;
 pub mod table;
 
-pub use batch::{Batch, Row, Rows};
+pub use batch::{Batch, Row, Rows, Told};
 pub use cache::Cache;
 pub use error::{Error, Result};
 pub use example::{Completion, Example, Form, Origin, Turn};

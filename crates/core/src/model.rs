@@ -204,6 +204,12 @@ pub trait Model: Send + Sync {
     /// Hugging Face names. Everything else is shared.
     fn learn(&self, sites: &[SiteId]) -> Result<Learned>;
 
+    /// The same model with `w_oi`, a score for each of `o` labels, in place of its head: what it
+    /// unembeds are labels.
+    fn with_head(&self, _w_oi: &Tensor) -> Result<Arc<dyn Model>> {
+        Err(Error::failed("model", "has a head that cannot be replaced"))
+    }
+
     /// The same model with those of its variables as constants that `learns` does not accept. They
     /// stay in the same memory, so a change of the variable is a change of the model.
     fn resting(&self, _learns: &dyn Fn(&Tensor) -> bool) -> Result<Arc<dyn Model>> {

@@ -88,6 +88,12 @@ impl SiteMap {
         id
     }
 
+    /// Puts something else at a site; its name and index stay.
+    pub fn put(&mut self, id: SiteId, kind: SiteKind, module: Option<String>) {
+        let site = &mut self.sites[id.0 as usize];
+        (site.kind, site.module) = (kind, module);
+    }
+
     /// The site with this index.
     pub fn info(&self, id: SiteId) -> &SiteInfo {
         &self.sites[id.0 as usize]

@@ -45,6 +45,13 @@ impl Chain {
     }
 }
 
+impl Chain {
+    /// The steps that change how a question is worded, which held-out rows must go through as well.
+    pub fn rewording(&self) -> Chain {
+        Chain(self.0.iter().filter(|step| step.rewords()).cloned().collect())
+    }
+}
+
 impl Step for Chain {
     fn apply(&self, table: Table, seed: Seed) -> Result<Table> {
         Ok(self.apply_noting(table, seed)?.0)

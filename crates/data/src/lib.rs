@@ -5,7 +5,9 @@ pub mod choose;
 pub mod layout;
 pub mod mix;
 pub mod order;
+pub mod parts;
 pub mod read;
+pub mod solution;
 pub mod transform;
 
 use luthier_core::{Result, Seed, Table};
@@ -37,10 +39,30 @@ pub enum Kind {
     Dedup(choose::dedup::Dedup),
     /// See [`choose::split`].
     Split(choose::split::Split),
+    /// See [`transform::call_turns`].
+    CallTurns(transform::call_turns::CallTurns),
+    /// See [`transform::key_tokens`].
+    KeyTokens(transform::key_tokens::KeyTokens),
     /// See [`transform::system`].
     System(transform::system::System),
     /// See [`transform::response_only`].
     ResponseOnly(transform::response_only::ResponseOnly),
+    /// See [`transform::translate`].
+    Translate(transform::translate::Translate),
+    /// See [`solution::step_pairs`].
+    StepPairs(solution::step_pairs::StepPairs),
+    /// See [`solution::step_weights`].
+    StepWeights(solution::step_weights::StepWeights),
+    /// See [`solution::correct`].
+    Correct(solution::correct::Correct),
+    /// See [`mix::interleave`].
+    Interleave(mix::interleave::Interleave),
+    /// See [`transform::weigh`].
+    Weigh(transform::weigh::Weigh),
+    /// See [`transform::deconfound`].
+    Deconfound(transform::deconfound::Deconfound),
+    /// See [`transform::rank`].
+    Rank(transform::rank::Rank),
     /// See [`mix::shuffle`].
     Shuffle(mix::shuffle::Shuffle),
 }
@@ -54,10 +76,27 @@ impl Kind {
             Kind::Filter(_) => "filter",
             Kind::Dedup(_) => "dedup",
             Kind::Split(_) => "split",
+            Kind::CallTurns(_) => "call_turns",
+            Kind::KeyTokens(_) => "key_tokens",
             Kind::System(_) => "system",
             Kind::ResponseOnly(_) => "response_only",
+            Kind::Translate(_) => "translate",
+            Kind::StepPairs(_) => "step_pairs",
+            Kind::StepWeights(_) => "step_weights",
+            Kind::Correct(_) => "correct",
+            Kind::Interleave(_) => "interleave",
+            Kind::Weigh(_) => "weigh",
+            Kind::Deconfound(_) => "deconfound",
+            Kind::Rank(_) => "rank",
             Kind::Shuffle(_) => "shuffle",
         }
+    }
+}
+
+impl Kind {
+    /// Whether the model is asked in other words, so that held-out rows must be, too.
+    pub fn rewords(&self) -> bool {
+        matches!(self, Kind::Translate(_) | Kind::CallTurns(_))
     }
 }
 
@@ -69,8 +108,18 @@ impl Step for Kind {
             Kind::Filter(step) => step.apply(table, seed),
             Kind::Dedup(step) => step.apply(table, seed),
             Kind::Split(step) => step.apply(table, seed),
+            Kind::CallTurns(step) => step.apply(table, seed),
+            Kind::KeyTokens(step) => step.apply(table, seed),
             Kind::System(step) => step.apply(table, seed),
             Kind::ResponseOnly(step) => step.apply(table, seed),
+            Kind::Translate(step) => step.apply(table, seed),
+            Kind::StepPairs(step) => step.apply(table, seed),
+            Kind::StepWeights(step) => step.apply(table, seed),
+            Kind::Correct(step) => step.apply(table, seed),
+            Kind::Interleave(step) => step.apply(table, seed),
+            Kind::Weigh(step) => step.apply(table, seed),
+            Kind::Deconfound(step) => step.apply(table, seed),
+            Kind::Rank(step) => step.apply(table, seed),
             Kind::Shuffle(step) => step.apply(table, seed),
         }
     }
@@ -97,7 +146,25 @@ pub const METHODS: &[Method] = &[
         name: "split",
         about: "one side of a split that keeps equal rows together",
     },
+    Method {
+        paper: Some(66),
+        name: "call_turns",
+        about: "one example for every tool call; failed ones are context only",
+    },
+    Method {
+        paper: Some(66),
+        name: "key_tokens",
+        about: "the tokens that decide which tool is called weigh more",
+    },
     Method { paper: None, name: "system", about: "a system turn for conversations without one" },
     Method { paper: Some(45), name: "response_only", about: "answers without their questions" },
+    Method::of(72, "translate", "translation pairs as prompts, in both directions"),
+    Method::of(55, "step_pairs", "a wrong solution against a right one where it goes wrong"),
+    Method::of(55, "step_weights", "steps weighted by what they add to the chance of a right end"),
+    Method::of(70, "correct", "solutions that make a mistake, notice it and end right"),
+    Method::of(72, "interleave", "files drawn by probability, by size and temperature"),
+    Method::usual("weigh", "rows weighed by a number in a column, or the best share of them"),
+    Method::of(26, "deconfound", "outcomes without what known confounders added to them"),
+    Method::usual("rank", "rewarded answers to one prompt as pairs of a better and a worse one"),
     Method { paper: None, name: "shuffle", about: "the same rows in a seeded random order" },
 ];

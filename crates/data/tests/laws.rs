@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use luthier_core::{Example, Seed, Table, Turn};
+use luthier_core::{Example, Method, Seed, Table, Turn};
 use luthier_data::{Chain, Kind, METHODS, Step, choose::split::split};
 use proptest::prelude::*;
 
@@ -34,11 +34,32 @@ fn setting(name: &str) -> &'static str {
         "filter" => "filter = { mark = \"score\", min = 0.25, max = 0.75 }",
         "dedup" => "dedup = {}",
         "split" => "split = { eval_fraction = 0.2, keep = \"eval\" }",
+        "call_turns" => "call_turns = {}",
+        "key_tokens" => "key_tokens = { no_call = \"keep\" }",
         "system" => "system = { text = \"Be brief.\" }",
         "response_only" => "response_only = {}",
+        "weigh" => "weigh = { column = \"score\", by = \"top\", share = 0.25 }",
+        "deconfound" => {
+            "deconfound = { outcome = \"y\", confounders = [\"c\"], instruments = [\"z\"] }"
+        }
+        "rank" => "rank = { column = \"score\", margin = 0.1 }",
         "shuffle" => "shuffle = {}",
+        "interleave" => "interleave = {}",
+        "correct" => "correct = {}",
+        "translate" => "translate = { source = \"A\", target = \"B\", bidirectional = false }",
+        "step_pairs" => "step_pairs = { pair_form = \"full\" }",
+        "step_weights" => "step_weights = {}",
         other => panic!("no setting of `{other}` for the laws"),
     }
+}
+
+/// Steps on solutions that a model wrote, and nothing else: tests/solutions.rs has their laws.
+const OF_SOLUTIONS: [&str; 2] = ["step_pairs", "step_weights"];
+/// Steps that need columns of numbers: what they do to them is tested beside them.
+const OF_COLUMNS: [&str; 2] = ["deconfound", "rank"];
+
+fn plain(method: &&Method) -> bool {
+    !OF_SOLUTIONS.contains(&method.name) && !OF_COLUMNS.contains(&method.name)
 }
 
 #[derive(serde::Deserialize)]
@@ -61,7 +82,7 @@ fn every_method_gives_a_subset_or_its_declared_addition() {
     let before = table(60);
     let of_line: HashMap<usize, &Example> =
         before.examples.iter().map(|e| (e.origin.line, e)).collect();
-    for method in METHODS {
+    for method in METHODS.iter().filter(plain) {
         let step = chain(&[setting(method.name)]);
         assert_eq!(step.0[0].name(), method.name);
         let after = step.apply(before.clone(), Seed(5)).unwrap();
@@ -79,16 +100,31 @@ fn every_method_gives_a_subset_or_its_declared_addition() {
                 let users = before.prompt.iter_mut().filter(|turn| turn.role == "user");
                 users.for_each(|turn| turn.content.clear());
             }
+            if method.name == "translate" {
+                let asked = format!("\nA: {}\nB:", before.prompt[0].content);
+                assert!(example.prompt[0].content.ends_with(&asked));
+                (example.form, example.prompt) = (before.form, before.prompt.clone());
+            }
             assert_eq!(example, before, "{}", method.name);
         }
-        let all = ["system", "response_only", "shuffle"].contains(&method.name);
+        let all = [
+            "system",
+            "response_only",
+            "shuffle",
+            "call_turns",
+            "key_tokens",
+            "interleave",
+            "correct",
+            "translate",
+        ]
+        .contains(&method.name);
         assert_eq!(after.examples.len() == before.examples.len(), all, "{}", method.name);
     }
 }
 
 #[test]
 fn the_same_seed_gives_the_same_rows_at_any_thread_count() {
-    for method in METHODS {
+    for method in METHODS.iter().filter(plain) {
         let step = chain(&[setting(method.name)]);
         let run = |threads: usize, seed: u64| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();

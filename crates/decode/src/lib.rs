@@ -41,6 +41,7 @@ pub const METHODS: &[Method] = &[
     Method::usual("proxy", "towards an expert and away from another, on top of a third model"),
     Method::usual("contrastive", "what an expert finds likelier than an amateur, if plausible"),
     Method::usual("cfg", "classifier-free guidance: with a prompt against without it"),
+    Method::of(40, "rectify", "a pilot's probabilities, moved by the errors a copilot expects"),
     Method::usual("logit_bias", "add a number to chosen tokens' logits"),
     Method::usual("ban", "never choose these tokens"),
     Method::usual("min_new_tokens", "no end-of-sequence token before this many tokens"),
@@ -69,5 +70,6 @@ pub const METHODS: &[Method] = &[
     Method::usual("best_of", "of several answers the one with the best mean log-probability"),
     Method::usual("self_consistency", "of several answers the one that most agree on"),
     Method::of(27, "scaled", "a source: what tuning contributes to each block, times alpha"),
+    Method::usual("ngram", "a source: what came next in given texts after the same tokens"),
     Method::of(17, "beam_sampling", "texts that the tuned model likes better than its base does"),
 ];

@@ -1,17 +1,18 @@
 //! A better and a worse answer to one prompt: two neighbouring rows, and what is charged for them.
 //!
 //! What an objective says of a pair is a function of two numbers, the log-probabilities of its
-//! answers, `Σ w · logp` over the target tokens of each. So the graph it needs is one multiplication
-//! per token: with the derivative `g` of the charge by its row's log-probability,
-//! `charge + Σ g · w · (logp − logp.detach())` has the charge's value and its gradient.
+//! answers, `Σ w · logp` over the target tokens of each. Formulas are written in numbers that carry
+//! their derivatives ([`dual`]); `answers` makes a graph of the outcome.
 
-use candle_core::{DType, Device, Tensor};
-use luthier_core::{Batch, Error, Logits, Result};
+use candle_core::{D, Tensor};
+use luthier_core::{Batch, Error, Logits, Result, Row};
 
-use crate::{Log, Terms};
+use crate::Terms;
 
+pub(crate) mod answers;
 pub mod dual;
 
+use answers::{Answers, counts, nothing, tell, torn};
 use dual::Dual;
 
 /// An answer of a pair.
@@ -47,62 +48,18 @@ pub struct Charge {
     pub more: Vec<(&'static str, f64)>,
 }
 
-/// The target tokens of the pairs of a batch.
-struct Tokens {
-    index_m: Vec<u32>,
-    targets_m: Vec<u32>,
-    weights_m: Vec<f32>,
-    /// Where in the above the two answers of each pair end, and its first row.
-    pairs: Vec<([usize; 2], usize)>,
-}
-
-impl Tokens {
-    fn of(batch: &Batch) -> Result<Self> {
-        let b = batch.rows.b();
-        if !b.is_multiple_of(2) {
-            return Err(Error::failed("batch", format!("{b} rows are not pairs of answers")));
-        }
-        let mut all = Tokens {
-            index_m: Vec::new(),
-            targets_m: Vec::new(),
-            weights_m: Vec::new(),
-            pairs: Vec::new(),
-        };
-        for row in (0..b).step_by(2) {
-            if !counts(batch, row) {
-                continue;
-            }
-            let mut ends = [0; 2];
-            for (side, end) in ends.iter_mut().enumerate() {
-                let before = all.index_m.len();
-                for i in batch.rows.range(row + side).filter(|i| batch.weights_n[*i] != 0.0) {
-                    all.index_m.push(i as u32);
-                    all.targets_m.push(batch.targets_n[i]);
-                    all.weights_m.push(batch.weights_n[i]);
-                }
-                *end = all.index_m.len();
-                if *end == before {
-                    let which = ["chosen", "rejected"][side];
-                    let at = format!("example {}", batch.examples_b[row]);
-                    return Err(Error::failed(at, format!("its {which} answer has no token")));
-                }
-            }
-            all.pairs.push((ends, row));
-        }
-        Ok(all)
-    }
-}
-
-/// Whether the pair that begins at a row has anything to learn.
-fn counts(batch: &Batch, row: usize) -> bool {
-    let both = batch.rows.range(row).start..batch.rows.range(row + 1).end;
-    batch.weights_n[both].iter().any(|w| *w != 0.0)
+/// What a group of pairs costs together.
+pub struct Charges {
+    /// The chosen answer of one pair, the rejected answer of another or the same, and what they cost.
+    pub costs: Vec<([usize; 2], Dual)>,
+    /// What the log says of each pair: its rewards, and further numbers.
+    pub told: Vec<([f64; 2], Vec<(&'static str, f64)>)>,
 }
 
 /// How many pairs of a step there are to learn from.
 pub fn number(step: &[&Batch]) -> f64 {
     let of = |batch: &&Batch| {
-        (0..batch.rows.b() / 2).filter(|pair| counts(batch, 2 * pair)).count() as f64
+        (0..batch.rows.b() / 2).filter(|pair| counts(batch, 2 * pair..2 * pair + 2)).count() as f64
     };
     step.iter().map(of).sum()
 }
@@ -113,52 +70,108 @@ pub fn charge(
     batch: &Batch,
     of: &dyn Fn(&Answer, &Answer) -> Charge,
 ) -> Result<Terms> {
-    let tokens = Tokens::of(batch)?;
-    if tokens.pairs.is_empty() {
-        return Ok(Terms { sum: Tensor::zeros((), DType::F32, &Device::Cpu)?, logs: Vec::new() });
+    let one = |pairs: &[[Answer; 2]], _first: usize| {
+        let Charge { cost, rewards, more } = of(&pairs[0][0], &pairs[0][1]);
+        Charges { costs: vec![([0, 0], cost)], told: vec![(rewards, more)] }
+    };
+    charge_groups(out, batch, 1, &one)
+}
+
+/// The same for groups of `size` pairs that are charged together; pairs without a trained token count
+/// for nothing. `of` is also told which of the batch's pairs that have one the group begins with.
+pub fn charge_groups(
+    out: &mut dyn Logits,
+    batch: &Batch,
+    size: usize,
+    of: &dyn Fn(&[[Answer; 2]], usize) -> Charges,
+) -> Result<Terms> {
+    torn(batch, 2 * size)?;
+    let live = live(batch);
+    if live.is_empty() {
+        return nothing();
     }
-    let logp_m = out.logp(&tokens.index_m, &tokens.targets_m)?;
-    let values: Vec<f32> = logp_m.to_vec1()?;
-    let (mut total, mut slopes, mut begin) = (0.0, Vec::with_capacity(values.len()), 0);
-    let mut logs: Vec<Log> = Vec::new();
-    for (ends, row) in &tokens.pairs {
-        let ranges = [begin..ends[0], ends[0]..ends[1]];
-        let answer = |side: usize| {
-            let range = ranges[side].clone();
-            let weights = &tokens.weights_m[range.clone()];
-            let logp = weights.iter().zip(&values[range]).map(|(w, l)| f64::from(w * l)).sum();
-            Answer {
-                logp: Dual::logp(logp, side),
-                reference: batch.references_b[row + side],
-                tokens: weights.iter().map(|w| f64::from(*w)).sum(),
-            }
-        };
-        let (chosen, rejected) = (answer(0), answer(1));
-        let Charge { cost, rewards, more } = of(&chosen, &rejected);
-        total += cost.v;
-        for (side, range) in ranges.into_iter().enumerate() {
-            slopes.extend(tokens.weights_m[range].iter().map(|w| (cost.d[side] as f32) * w));
-        }
-        begin = ends[1];
-        let [better, worse] = rewards;
-        let told = [
-            ("rewards/chosen", better),
-            ("rewards/rejected", worse),
-            ("rewards/accuracies", f64::from(u8::from(better > worse))),
-            ("rewards/margins", better - worse),
-            ("logps/chosen", chosen.logp.v),
-            ("logps/rejected", rejected.logp.v),
-        ];
-        for (name, value) in told.into_iter().chain(more) {
-            match logs.iter_mut().find(|log| log.name == name) {
-                Some(log) => (log.sum, log.weight) = (log.sum + value, log.weight + 1.0),
-                None => logs.push(Log { name, sum: value, weight: 1.0 }),
-            }
+    let rows: Vec<usize> = live.iter().flat_map(|pair| [2 * pair, 2 * pair + 1]).collect();
+    let answers = Answers::ask(out, batch, &rows)?;
+    for (i, row) in rows.iter().enumerate() {
+        if answers.tokens(i) == 0 {
+            let which = ["chosen", "rejected"][i % 2];
+            let at = format!("example {}", batch.examples_b[*row]);
+            return Err(Error::failed(at, format!("its {which} answer has no token")));
         }
     }
-    let slopes_m = Tensor::from_vec(slopes, logp_m.dims1()?, logp_m.device())?;
-    let moves = ((&logp_m - logp_m.detach())? * slopes_m)?.sum_all()?;
-    Ok(Terms { sum: (moves + total)?, logs })
+    let (mut total, mut slopes, mut logs) = (0.0, vec![0.0; rows.len()], Vec::new());
+    let mut first = 0;
+    for group in live.chunk_by(|a, b| a / size == b / size) {
+        let pair = |i: usize| [0, 1].map(|side| answers.answer(2 * (first + i) + side, side));
+        let pairs: Vec<[Answer; 2]> = (0..group.len()).map(pair).collect();
+        let Charges { costs, told } = of(&pairs, first);
+        for ([chosen, rejected], cost) in costs {
+            total += cost.v;
+            slopes[2 * (first + chosen)] += cost.d[0];
+            slopes[2 * (first + rejected) + 1] += cost.d[1];
+        }
+        for ([chosen, rejected], ([better, worse], more)) in pairs.iter().zip(told) {
+            let told = [
+                ("rewards/chosen", better),
+                ("rewards/rejected", worse),
+                ("rewards/accuracies", f64::from(u8::from(better > worse))),
+                ("rewards/margins", better - worse),
+                ("logps/chosen", chosen.logp.v),
+                ("logps/rejected", rejected.logp.v),
+            ];
+            told.into_iter().chain(more).for_each(|(name, value)| tell(&mut logs, name, value));
+        }
+        first += group.len();
+    }
+    Ok(Terms { sum: answers.charge(total, &slopes)?, logs })
+}
+
+/// The pairs of a batch that have anything to learn.
+fn live(batch: &Batch) -> Vec<usize> {
+    (0..batch.rows.b() / 2).filter(|pair| counts(batch, 2 * pair..2 * pair + 2)).collect()
+}
+
+/// Tokens whose logits exist at a time.
+const PIECE: usize = 64;
+
+/// WPO's weight of each pair of a batch that has anything to learn (Zhou et al. 2024): the product of
+/// `exp(mean (logp − ln Σ_v p_v²))` of its two answers, a constant.
+pub fn on_policy(out: &mut dyn Logits, batch: &Batch) -> Result<Vec<f64>> {
+    let weight = |out: &mut dyn Logits, row: usize| -> Result<f64> {
+        let trained = |i: &usize| batch.weights_n[*i] != 0.0;
+        let index: Vec<u32> = batch.rows.range(row).filter(trained).map(|i| i as u32).collect();
+        let (mut sum, count) = (0.0, index.len().max(1) as f64);
+        for piece in index.chunks(PIECE) {
+            let targets: Vec<u32> = piece.iter().map(|i| batch.targets_n[*i as usize]).collect();
+            let logits_mv = out.logits(piece)?.detach();
+            let top_m1 = logits_mv.max_keepdim(D::Minus1)?;
+            let shifted_mv = logits_mv.broadcast_sub(&top_m1)?;
+            let of = Tensor::from_slice(&targets, (targets.len(), 1), logits_mv.device())?;
+            let own_m = shifted_mv.gather(&of, 1)?.squeeze(1)?;
+            let log_z_m = shifted_mv.exp()?.sum(D::Minus1)?.log()?;
+            let squares_m = (shifted_mv * 2.0)?.exp()?.sum(D::Minus1)?.log()?;
+            // logp − ln Σ p² = (x − ln z) − (ln Σ e^2x − 2 ln z).
+            let of_m: Vec<f32> = ((own_m + log_z_m)? - squares_m)?.to_vec1()?;
+            sum += of_m.into_iter().map(f64::from).sum::<f64>();
+        }
+        Ok((sum / count).exp())
+    };
+    live(batch)
+        .into_iter()
+        .map(|pair| Ok(weight(out, 2 * pair)? * weight(out, 2 * pair + 1)?))
+        .collect()
+}
+
+/// LD-DPO's view of pairs (Liu et al. 2024): what an answer says beyond the length of the shorter one
+/// of its pair counts `alpha` times as much.
+pub fn tails(rows: &mut [Row], alpha: f64) {
+    for pair in rows.chunks_mut(2) {
+        let shared = pair.iter().map(Row::trained).min().unwrap_or(0);
+        for row in pair {
+            let trained = row.weights.iter_mut().filter(|weight| **weight != 0.0);
+            trained.skip(shared).for_each(|weight| *weight *= alpha as f32);
+        }
+    }
 }
 
 /// The log-probability of every row's target tokens: what a reference is asked for.

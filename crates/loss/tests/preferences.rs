@@ -3,7 +3,7 @@
 
 use candle_core::{Device, Tensor, Var};
 use luthier_core::{Batch, Error, Logits, Piece, Result, Row};
-use luthier_loss::{Loss, Unit, pair::log_probabilities};
+use luthier_loss::{Loss, Objective, Seen, Terms, Totals, Unit, pair::{log_probabilities, tails}};
 use luthier_testkit::golden;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -15,6 +15,8 @@ type Tokens = Vec<[Vec<f32>; 2]>;
 struct Golden {
     logps: Tokens,
     references: Vec<[f64; 2]>,
+    /// `ln Σ p²` where each token is said.
+    squares: Tokens,
     cases: Vec<Case>,
 }
 
@@ -32,16 +34,44 @@ fn recorded() -> Golden {
 }
 
 /// A model that has said what it says.
-struct Said(Var);
+struct Said {
+    logp_n: Var,
+    squares_n: Vec<f32>,
+}
+
+/// Tokens besides the one that is said.
+const OTHERS: usize = 400;
+
+/// Logits over which `logp − ln Σ p²` of the first token is `gain`.
+fn with_gain(gain: f32) -> Vec<f32> {
+    // The rest lies on one token, or on all of them alike: the first has more than all, or less.
+    let spread = if gain > 0.0 { OTHERS } else { 1 };
+    let of = |p: f64| p.ln() - (p * p + (1.0 - p) * (1.0 - p) / spread as f64).ln();
+    let (mut low, mut high) = if gain > 0.0 { (0.06, 1.0) } else { (1e-6, 0.5) };
+    for _ in 0..60 {
+        let middle = (low + high) / 2.0;
+        // Falling in p where the rest is spread, rising where it is not.
+        match (of(middle) > f64::from(gain)) == (gain > 0.0) {
+            true => low = middle,
+            false => high = middle,
+        }
+    }
+    let rest = ((1.0 - low) / spread as f64).ln() as f32;
+    let others = (0..OTHERS).map(|i| if i < spread { rest } else { -60.0 });
+    std::iter::once(low.ln() as f32).chain(others).collect()
+}
 
 impl Logits for Said {
     fn logp(&mut self, index_m: &[u32], _targets_m: &[u32]) -> Result<Tensor> {
         let index = Tensor::from_slice(index_m, index_m.len(), &Device::Cpu)?;
-        Ok(self.0.index_select(&index, 0)?)
+        Ok(self.logp_n.index_select(&index, 0)?)
     }
 
-    fn logits(&mut self, _index_m: &[u32]) -> Result<Tensor> {
-        Err(Error::failed("logits", "nobody should ask"))
+    fn logits(&mut self, index_m: &[u32]) -> Result<Tensor> {
+        let logp_n: Vec<f32> = self.logp_n.to_vec1()?;
+        let of = |i: &u32| with_gain(logp_n[*i as usize] - self.squares_n[*i as usize]);
+        let rows: Vec<f32> = index_m.iter().flat_map(of).collect();
+        Ok(Tensor::from_vec(rows, (index_m.len(), OTHERS + 1), &Device::Cpu)?)
     }
 
     fn hidden(&mut self, _index_m: &[u32]) -> Result<Tensor> {
@@ -54,8 +84,9 @@ impl Logits for Said {
 }
 
 /// Every answer behind two tokens of a prompt, and what is said of all of them.
-fn batch(golden: &Golden) -> (Batch, Said) {
-    let (mut rows, mut said) = (Vec::new(), Vec::new());
+fn batch(golden: &Golden, alpha: Option<f64>) -> (Batch, Said) {
+    let (mut rows, mut said, mut squares) = (Vec::new(), Vec::new(), Vec::new());
+    let told: Vec<&Vec<f32>> = golden.squares.iter().flatten().collect();
     for (example, (pair, references)) in golden.logps.iter().zip(&golden.references).enumerate() {
         for (answer, reference) in pair.iter().zip(references) {
             let weights = [vec![0.0; 2], vec![1.0; answer.len()]].concat();
@@ -65,35 +96,55 @@ fn batch(golden: &Golden) -> (Batch, Said) {
                 weights,
                 example,
                 reference: *reference,
+                ..Row::default()
             };
+            squares.extend([-9.0f32; 2]);
+            squares.extend(told[rows.len()]);
             said.extend([-9.0f32; 2]);
             said.extend(answer);
             rows.push(row);
         }
     }
-    let said = Var::from_slice(&said, said.len(), &Device::Cpu).unwrap();
-    (Batch::from_rows(&rows), Said(said))
+    if let Some(alpha) = alpha {
+        let before: Vec<f32> = rows.iter().map(|row| row.weights.iter().sum()).collect();
+        tails(&mut rows, alpha);
+        // The script weighs the reference's tokens in equal parts.
+        for (row, before) in rows.iter_mut().zip(before) {
+            row.reference *= f64::from(row.weights.iter().sum::<f32>() / before);
+        }
+    }
+    let logp_n = Var::from_slice(&said, said.len(), &Device::Cpu).unwrap();
+    (Batch::from_rows(&rows), Said { logp_n, squares_n: squares })
 }
 
 fn objective(case: &Case) -> Loss {
-    serde_json::from_value(json!({ case.key.as_str(): case.settings })).unwrap()
+    let mut settings = case.settings.clone();
+    if settings["loss_type"].to_string().contains("aot") {
+        // TRL sorts all three pairs.
+        settings["group"] = json!(3);
+    }
+    serde_json::from_value(json!({ case.key.as_str(): settings })).unwrap()
+}
+
+fn terms(objective: &dyn Objective, out: &mut Said, batch: &Batch) -> Result<Terms> {
+    objective.terms(Seen { out, teacher: None, batch, step: &Totals::of([batch]) })
 }
 
 #[test]
 fn losses_and_gradients_are_trls() {
     let golden = recorded();
-    assert_eq!(golden.cases.len(), 26);
+    assert_eq!(golden.cases.len(), 32);
     for case in &golden.cases {
         let name = format!("{} {}", case.key, case.settings);
         let loss = objective(case);
         let objective = loss.objective().unwrap();
-        let (batch, mut said) = batch(&golden);
-        let terms = objective.terms(&mut said, &batch).unwrap();
+        let (batch, mut said) = batch(&golden, case.settings["ld_alpha"].as_f64());
+        let terms = terms(objective.as_ref(), &mut said, &batch).unwrap();
         let by = objective.normaliser(&[&batch]);
         let got = f64::from(terms.sum.to_scalar::<f32>().unwrap()) / by;
         assert!((got - case.loss).abs() < 1e-5 * case.loss.abs().max(1.0), "{name}: {got}");
         let grads = terms.sum.backward().unwrap();
-        let mut found = grads.get(&said.0).unwrap().to_vec1::<f32>().unwrap().into_iter();
+        let mut found = grads.get(&said.logp_n).unwrap().to_vec1::<f32>().unwrap().into_iter();
         for pair in &case.gradient {
             for answer in pair {
                 assert_eq!([found.next(), found.next()], [Some(0.0), Some(0.0)], "{name}: prompt");
@@ -110,9 +161,9 @@ fn losses_and_gradients_are_trls() {
 #[test]
 fn rewards_are_gains_over_the_reference() {
     let golden = recorded();
-    let (batch, mut said) = batch(&golden);
+    let (batch, mut said) = batch(&golden, None);
     let loss: Loss = toml::from_str("[dpo]\nbeta = 0.5").unwrap();
-    let terms = loss.objective().unwrap().terms(&mut said, &batch).unwrap();
+    let terms = terms(loss.objective().unwrap().as_ref(), &mut said, &batch).unwrap();
     let sum = |of: &[f32]| of.iter().map(|x| f64::from(*x)).sum::<f64>();
     let gains: Vec<[f64; 2]> = golden
         .logps
@@ -138,21 +189,22 @@ fn rewards_are_gains_over_the_reference() {
 #[test]
 fn without_a_gain_dpo_is_the_logarithm_of_two() {
     let golden = recorded();
-    let (mut batch, mut said) = batch(&golden);
+    let (mut batch, mut said) = batch(&golden, None);
     batch.references_b = log_probabilities(&mut said, &batch).unwrap();
     let loss: Loss = toml::from_str("[dpo]").unwrap();
-    let terms = loss.objective().unwrap().terms(&mut said, &batch).unwrap();
+    let terms = terms(loss.objective().unwrap().as_ref(), &mut said, &batch).unwrap();
     let got = f64::from(terms.sum.to_scalar::<f32>().unwrap());
     assert!((got - 3.0 * std::f64::consts::LN_2).abs() < 1e-6, "{got}");
 }
 
 #[test]
 fn half_of_a_pair_is_no_pair() {
-    let (mut batch, mut said) = batch(&recorded());
+    let (mut batch, mut said) = batch(&recorded(), None);
     let rejected = batch.rows.range(1);
     batch.weights_n[rejected].fill(0.0);
     let loss: Loss = toml::from_str("[orpo]").unwrap();
-    let error = loss.objective().unwrap().terms(&mut said, &batch).unwrap_err().to_string();
+    let error =
+        terms(loss.objective().unwrap().as_ref(), &mut said, &batch).unwrap_err().to_string();
     assert!(error.contains("example 0") && error.contains("rejected answer"), "{error}");
 }
 
@@ -168,6 +220,15 @@ fn settings_that_cannot_be_meant_are_refused_by_their_key() {
             "[dpo]\nloss_type = \"apo_zero\"\nf_divergence_type = \"forward_kl\"",
             "train.loss.dpo.f_divergence_type",
         ),
+        ("[dpo]\nld_alpha = 1.5", "train.loss.dpo.ld_alpha"),
+        ("[dpo]\nloss_type = \"aot\"\ngroup = 1", "train.loss.dpo.group"),
+        ("[dpo]\nloss_type = \"aot\"\nuse_weighting = true", "train.loss.dpo.use_weighting"),
+        ("[kto]\nbeta = 0.0", "train.loss.kto.beta"),
+        ("[kto]\ngroup = 1", "train.loss.kto.group"),
+        ("[kto]\nundesirable_weight = -1.0", "train.loss.kto.undesirable_weight"),
+        ("[bco]\ngroup = 0", "train.loss.bco.group"),
+        ("[classify]\nlabel_smoothing = 1.0", "train.loss.classify.label_smoothing"),
+        ("[reward]\nloss_type = \"mse\"\ncenter_rewards_coefficient = 0.1", "centres the rewards of pairs"),
         ("[cpo]\nlabel_smoothing = 0.7", "train.loss.cpo.label_smoothing"),
         ("[orpo]\nbeta = -1.0", "train.loss.orpo.beta"),
     ] {
@@ -180,6 +241,8 @@ fn settings_that_cannot_be_meant_are_refused_by_their_key() {
     let unit = |text: &str| toml::from_str::<Loss>(text).unwrap().objective().unwrap().unit();
     assert_eq!(unit("[dpo]"), Unit::Pair { reference: true });
     assert_eq!(unit("[cpo]"), Unit::Pair { reference: false });
+    assert_eq!(unit("[dpo]\nloss_type = \"aot\""), Unit::Pairs { group: 8 });
+    assert_eq!(unit("[kto]").rows(), 16);
     let several: Loss = toml::from_str("[dpo]\nloss_type = [\"hinge\", \"robust\"]").unwrap();
     assert_eq!(toml::from_str::<Loss>(&toml::to_string(&several).unwrap()).unwrap(), several);
 }

@@ -15,6 +15,9 @@ use serde_json::{Map, Value};
 
 pub use rope::{Rope, Scaling};
 
+/// How the classes of models end that score labels instead of tokens.
+const SCORING: &str = "SequenceClassification";
+
 /// The supported architectures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arch {
@@ -44,6 +47,11 @@ impl Arch {
             Arch::Qwen3 => "qwen3",
             Arch::SmolLM3 => "smollm3",
         }
+    }
+
+    /// The same for a model that scores labels.
+    pub fn scoring_class(self) -> String {
+        self.class().replace("CausalLM", SCORING)
     }
 
     /// The class in `architectures` of `config.json`.
@@ -85,6 +93,8 @@ pub struct ModelConfig {
     pub rope: Rope,
     /// Whether the head is the embedding table.
     pub tied: bool,
+    /// How many labels the head scores, where it scores labels instead of tokens.
+    pub labels: Option<usize>,
     /// Whether q, k and v have biases.
     pub qkv_bias: bool,
     /// Whether the attention output has a bias.

@@ -15,6 +15,7 @@ use luthier_kernels::{
 
 use crate::{
     config::ModelConfig,
+    names::SCORE,
     weight::{Linear, Norm, Weight, learn_vector, rest},
 };
 
@@ -345,6 +346,21 @@ impl Model for Decoder {
             }
         }
         Ok((Arc::new(learned), vars))
+    }
+
+    fn with_head(&self, w_oi: &Tensor) -> Result<Arc<dyn Model>> {
+        let (o, i) = w_oi.dims2()?;
+        if i != self.config.hidden {
+            let what = format!("expected width {}, got {i}", self.config.hidden);
+            return Err(Error::input(SCORE, what));
+        }
+        let (mut model, mut sites) = (self.clone(), (*self.sites).clone());
+        let kind = SiteKind::Linear { i, o, bias: false };
+        sites.put(self.head_site, kind, Some(SCORE.into()));
+        let weight = Weight::Dense(w_oi.clone(), self.head_weight().precision());
+        model.head = Some(Linear { site: self.head_site, weight, bias: None });
+        model.sites = Arc::new(sites);
+        Ok(Arc::new(model))
     }
 
     fn resting(&self, learns: &dyn Fn(&Tensor) -> bool) -> Result<Arc<dyn Model>> {

@@ -9,7 +9,7 @@ use luthier_kernels::{Frozen, Rotation, blocks::Blocks, nf4::Nf4, num::Precision
 use crate::{
     config::ModelConfig,
     decoder::{Decoder, Layer, LayerSites},
-    names::hf_module,
+    names::{SCORE, hf_module},
     source::Source,
     weight::{Linear, Norm, Weight},
 };
@@ -232,7 +232,12 @@ impl Decoder {
             loaded(l + 1, config.layers);
         }
         let final_norm = loader.norm("final_norm".into(), None, d)?;
-        let (head, head_site) = if config.tied {
+        let (head, head_site) = if let Some(labels) = config.labels {
+            let weight = loader.matrix(&format!("{SCORE}.weight"), labels, d)?;
+            let kind = SiteKind::Linear { i: d, o: labels, bias: false };
+            let site = loader.sites.add("logits", kind, None, Some(SCORE.into()));
+            (Some(Linear { site, weight, bias: None }), site)
+        } else if config.tied {
             let kind = SiteKind::Linear { i: d, o: v, bias: false };
             (None, loader.sites.add("logits", kind, None, hf_module("logits")))
         } else {

@@ -10,6 +10,9 @@ const OUTER: [(&str, &str, &str); 3] = [
     ("logits", "lm_head", "output"),
 ];
 
+/// The Hugging Face module of a head that scores labels.
+pub const SCORE: &str = "score";
+
 /// Within a layer, after `layers.{i}.`, `model.layers.{i}.` and `blk.{i}.`.
 const INNER: [(&str, &str, &str); 11] = [
     ("attn_norm", "input_layernorm", "attn_norm"),
@@ -104,7 +107,9 @@ pub fn tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
         }
     }
     list.push(("model.norm.weight".to_string(), vec![d]));
-    if !config.tied {
+    if let Some(labels) = config.labels {
+        list.push((format!("{SCORE}.weight"), vec![labels, d]));
+    } else if !config.tied {
         list.push(("lm_head.weight".to_string(), vec![config.vocab, d]));
     }
     list

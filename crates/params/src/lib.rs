@@ -19,6 +19,7 @@ pub mod form {
     pub mod full;
     pub mod green;
     pub mod half;
+    pub mod head;
     pub mod ia3;
     pub mod ln_tuning;
     pub mod lora;
@@ -35,6 +36,7 @@ pub use form::bottleneck::{Bottleneck, Phm};
 pub use form::full::Full;
 pub use form::green::Green;
 pub use form::half::Half;
+pub use form::head::{Head, Labels};
 pub use form::ia3::Ia3;
 pub use form::ln_tuning::LnTuning;
 pub use form::lora::{Eva, Lora, LoraInit, Target};
@@ -86,6 +88,7 @@ pub const METHODS: &[Method] = &[
     Method::usual("bottleneck", "a small network behind or beside each sub-layer"),
     Method::of(42, "bottleneck.phm", "the same of shared Kronecker products (Compacter)"),
     Method::of(20, "prompt", "virtual tokens in front of every row, or their keys and values"),
+    Method::usual("head", "a head that scores labels in place of tokens"),
     Method::of(54, "pool", "modulators of which each prompt chooses one"),
 ];
 
@@ -126,6 +129,9 @@ pub struct Params {
     /// Modulators of which each prompt chooses one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pool: Option<Pool>,
+    /// A head that scores labels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub head: Option<Head>,
     /// Virtual tokens in front of every row.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt: Option<Prompt>,
@@ -183,17 +189,18 @@ impl Params {
         let bottleneck = self.bottleneck.as_ref().map(|f| ("bottleneck", f as &dyn Form));
         let pool = self.pool.as_ref().map(|f| ("pool", f as &dyn Form));
         let prompt = self.prompt.as_ref().map(|f| ("prompt", f as &dyn Form));
-        [full, half, green, sparse, ln_tuning, lora, ia3, tokens, ssf, bottleneck, pool, prompt]
-            .into_iter()
-            .flatten()
-            .collect()
+        // Last: what learns of the body finds the head that it knows.
+        let head = self.head.as_ref().map(|f| ("head", f as &dyn Form));
+        let hooks = [lora, ia3, tokens, ssf, bottleneck, pool, prompt];
+        let weights = [full, half, green, sparse, ln_tuning];
+        weights.into_iter().chain(hooks).chain([head]).flatten().collect()
     }
 
     /// Where what is learned is kept.
     pub fn kept(&self) -> Kept {
         let keys: Vec<&str> = self.named().iter().map(|(key, _)| *key).collect();
         match keys.as_slice() {
-            ["full" | "half" | "green"] => Kept::Model,
+            ["full" | "half" | "green"] | ["full" | "half" | "green", "head"] => Kept::Model,
             _ if peft::holds(self) => Kept::Peft,
             _ => Kept::Own,
         }

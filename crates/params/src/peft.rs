@@ -5,8 +5,8 @@
 //!
 //! | `peft_type` | forms |
 //! |---|---|
-//! | `LORA` | `lora`, with `tokens` (`trainable_token_indices`), `full` and `ln_tuning` (`modules_to_save`) |
-//! | `IA3` | `ia3`, with `full` and `ln_tuning` |
+//! | `LORA` | `lora`, with `tokens` (`trainable_token_indices`), `full`, `ln_tuning` and `head` (`modules_to_save`) |
+//! | `IA3` | `ia3`, with `full`, `ln_tuning` and `head` |
 //! | `LN_TUNING` | `ln_tuning`, with `full` |
 //! | `TRAINABLE_TOKENS` | `tokens` |
 //! | `PROMPT_TUNING`, `PREFIX_TUNING` | `prompt` |
@@ -23,6 +23,7 @@ use crate::{Params, form::full::Parts};
 
 mod card;
 mod config;
+mod head;
 mod ia3;
 mod ln_tuning;
 mod load;
@@ -71,7 +72,12 @@ impl Base {
 
 /// Whether one of PEFT's files can hold all that these forms learn.
 pub(crate) fn holds(params: &Params) -> bool {
-    let keys: Vec<&str> = params.named().iter().map(|(key, _)| *key).collect();
+    let mut keys: Vec<&str> = params.named().iter().map(|(key, _)| *key).collect();
+    // A new head is one more module to save, beside an adapter of weights.
+    if params.head.is_some() && params.lora.is_none() && params.ia3.is_none() {
+        return false;
+    }
+    keys.retain(|key| *key != "head");
     let only = |known: &[&str]| keys.iter().all(|key| known.contains(key));
     let has = |key: &str| keys.contains(&key);
     // PEFT keeps whole modules, and one of them cannot be adapted too.

@@ -1,5 +1,6 @@
 #![doc = include_str!("../../../docs/seams/probe.md")]
 
+pub mod calibration;
 pub mod capture;
 pub mod components;
 pub mod delta;
@@ -12,9 +13,11 @@ pub mod novelty;
 pub mod phrasing;
 pub mod sharpness;
 pub mod stats;
+pub mod tool_call;
 pub mod tuco;
 pub mod wanda;
 
+pub use calibration::Calibration;
 pub use capture::Capture;
 pub use components::Components;
 pub use fisher::Fisher;
@@ -33,8 +36,16 @@ pub use luthier_core::Method;
 pub const METHODS: &[Method] = &[
     Method::usual("exact_match", "share of answers that equal the expected text"),
     Method::usual("json_match", "share of answers that are the expected JSON value, and per field"),
+    Method::usual("bleu", "likeness to a text by n-grams of words, with sacrebleu's numbers"),
+    Method::usual("chrf", "likeness by n-grams of characters (and words), with sacrebleu's numbers"),
+    Method::usual("rouge_l", "likeness by the longest common subsequence of words"),
+    Method::usual("pass_at_k", "the chance that one of k sampled answers is right, unbiased"),
     Method::usual("choice", "multiple choice by likelihood: acc, acc_norm, acc_bytes"),
     Method::usual("nll", "token-level negative log-likelihood and perplexity"),
+    Method::usual(
+        "calibration",
+        "how well confidence tells what is right: ECE, reliability diagram, Brier score",
+    ),
     Method::usual("delta", "norm, rank and spectrum of what changed in each matrix"),
     Method::usual("capture", "mean and norm of what passes through chosen sites"),
     Method {

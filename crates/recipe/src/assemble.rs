@@ -186,7 +186,7 @@ fn task(facts: &Facts) -> Option<Task> {
     let of = |m: Option<&Measured>| m.and_then(|m| m.task.as_ref()).map(|t| t.score.clone());
     let (before, after) = (of(facts.before), of(facts.after));
     let score = after.as_ref().or(before.as_ref())?;
-    let likelihood = score.metric == "nll";
+    let likelihood = ["nll", "calibration"].contains(&score.metric.as_str());
     let metric = match score.metric.as_str() {
         // The whole answer must be right for a JSON match to count.
         "json_match" => "exact match".to_string(),
@@ -198,7 +198,8 @@ fn task(facts: &Facts) -> Option<Task> {
         n: Some(score.n as u64),
         before: before.as_ref().and_then(|s| value(s.value, s.ci95)),
         after: after.as_ref().and_then(|s| value(s.value, s.ci95)),
-        plain: likelihood,
+        // Shares of 1 are shown in percent; what counts to 100 by itself is not.
+        plain: likelihood || ["bleu", "chrf"].contains(&score.metric.as_str()),
         lower_is_better: likelihood,
         paired: facts.task.map(|c| Paired { test: test_name(c), p: c.p_value }),
     })

@@ -78,6 +78,7 @@ impl Learner {
             policy: &self.policy,
             params: &self.bound.params,
             objective: &self.objective,
+            teacher: None,
             keep: true,
         };
         let data = Data {

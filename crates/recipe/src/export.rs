@@ -1,6 +1,9 @@
 //! What a run leaves behind: an adapter in PEFT's layout, or a Hugging Face folder.
 
-use std::path::{Path, PathBuf};
+use std::{
+    borrow::Cow,
+    path::{Path, PathBuf},
+};
 
 use candle_core::{DType, Tensor};
 use luthier_core::{Affine, Error, Hooks, Model, Policy, Result, SiteInfo, SiteKind};
@@ -32,7 +35,11 @@ pub fn trained(bound: &Bound, opened: &Opened, dir: &Path) -> Result<Vec<PathBuf
                 Some(var) => Ok(var.flatten_all()?.to_vec1::<f32>()?),
                 None => opened.exact(name),
             };
-            write(&opened.config, opened, SaveDtype::F32, dir, load)
+            let config = match &bound.form.head {
+                Some(head) => Cow::Owned(opened.config.clone().scoring(&head.labels.names())?),
+                None => Cow::Borrowed(&opened.config),
+            };
+            write(&config, opened, SaveDtype::F32, dir, load)
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use luthier_core::{Batch, Error, Result, Seed, StateDict};
 use luthier_kernels::threads;
-use luthier_loss::Nll;
+use luthier_loss::{Nll, Totals};
 use luthier_probe::Fisher;
 use luthier_train::{
     step::Step,
@@ -27,13 +27,16 @@ pub fn fisher(stage: &Stage, rows: usize, told: &dyn Fn(usize)) -> Result<(State
         policy: &bound.policy,
         params: &bound.params,
         objective: &objective,
+        teacher: None,
         keep: stage.keep,
     };
     let (mut fisher, mut used) = (Fisher::default(), Gradients::new());
     for (done, row) in order.iter().enumerate() {
         let batch = Batch::from_rows([&all[*row]]);
-        let mut sums = Sums::new(&bound.params, used);
-        threads::together(|| step.forward_backward(&batch, None, 1.0, &mut sums))?;
+        let (totals, mut sums) = (Totals::of([&batch]), Sums::new(&bound.params, used));
+        threads::together(|| {
+            step.forward_backward(&batch, &totals, None, 1.0, &mut sums)
+        })?;
         used = sums.gradients();
         fisher.add(&whole(stage, &used)?)?;
         told(done + 1);

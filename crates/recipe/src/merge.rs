@@ -11,7 +11,7 @@ use std::{
 
 use luthier_core::{Error, Result, Seed, io};
 use luthier_model::save::Stream;
-use luthier_weights::{Config, Work, config::read_yaml};
+use luthier_weights::{Config, Work, config::documents};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -22,14 +22,18 @@ mod models;
 mod plan;
 mod read;
 mod search;
+mod several;
 mod tokens;
 mod tuned;
+mod whole;
 
 use beside::Files;
 use models::Models;
 use plan::{Plan, Planned, settle};
 use read::Tensors;
 use tokens::Vocabulary;
+
+pub use whole::weights;
 
 /// What is not said in the file.
 #[derive(Clone, Copy, Debug)]
@@ -96,10 +100,13 @@ pub fn merge(
     refuse_used(out)?;
     let text = io::read_text(config)?;
     let job = Job { file: config.display().to_string(), options, find, progress };
-    let mut value = parse(&text, config)?;
-    match search::take(&mut value, &job.file)? {
-        Some(search) => search.run(&job, &value, out),
-        None => job.merge(&value, &text, out),
+    let mut values = parse(&text, config)?;
+    let [value] = values.as_mut_slice() else {
+        return several::run(&job, &values, &text, out);
+    };
+    match search::take(value, &job.file)? {
+        Some(search) => search.run(&job, value, out),
+        None => job.merge(value, &text, out),
     }
 }
 
@@ -127,18 +134,19 @@ impl Job<'_> {
 
 /// Reads a file's text without opening what it names; `file` names it in errors.
 pub fn check(text: &str, file: &str) -> Result<()> {
-    let mut value = parse(text, Path::new(file))?;
-    search::take(&mut value, file)?;
-    Config::from_value(&value, file).map(|_| ())
+    let mut values = parse(text, Path::new(file))?;
+    let [value] = values.as_mut_slice() else { return several::check(&values, file) };
+    search::take(value, file)?;
+    Config::from_value(value, file).map(|_| ())
 }
 
-/// Reads a file by its ending: TOML, or else YAML.
-fn parse(text: &str, path: &Path) -> Result<Value> {
+/// Reads a file by its ending: TOML, or else YAML, of which there may be several documents.
+fn parse(text: &str, path: &Path) -> Result<Vec<Value>> {
     let file = path.display().to_string();
     if path.extension().is_none_or(|end| end != "toml") {
-        return read_yaml(text, &file);
+        return documents(text, &file);
     }
-    toml::from_str(text).map_err(|e| Error::input(&file, e.to_string()))
+    toml::from_str(text).map(|one| vec![one]).map_err(|e| Error::input(&file, e.to_string()))
 }
 
 fn refuse_used(out: &Path) -> Result<()> {
@@ -208,11 +216,16 @@ struct Part(PathBuf);
 
 impl Part {
     fn beside(out: &Path) -> Result<Part> {
+        Part::named(out, "part")
+    }
+
+    /// Another one beside the same output.
+    fn named(out: &Path, what: &str) -> Result<Part> {
         let name = out.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         if name.is_empty() {
             return Err(Error::input(out.display().to_string(), "expected the name of a folder"));
         }
-        let part = out.with_file_name(format!(".{name}.luthier-part"));
+        let part = out.with_file_name(format!(".{name}.luthier-{what}"));
         if part.exists() {
             // An earlier merge to the same place was ended from outside.
             std::fs::remove_dir_all(&part).map_err(|e| Error::io(&part, e))?;

@@ -49,6 +49,13 @@ pub const RECIPES: &[(&str, &str)] = recipes![
     "recipes/adapter/ssf.toml",
     "recipes/adapter/tokens.toml",
     "recipes/full/sft.toml",
+    "recipes/loss/fait.toml",
+    "recipes/loss/focal.toml",
+    "recipes/loss/label_smoothing.toml",
+    "recipes/loss/masked.toml",
+    "recipes/loss/neftune.toml",
+    "recipes/loss/penalty.toml",
+    "recipes/loss/unlikelihood.toml",
     "recipes/full/freeze.toml",
     "recipes/full/green.toml",
     "recipes/full/half.toml",
@@ -56,10 +63,14 @@ pub const RECIPES: &[(&str, &str)] = recipes![
     "recipes/full/norms.toml",
     "recipes/full/reinit.toml",
     "recipes/full/response.toml",
+    "recipes/distil/kl.toml",
+    "recipes/distil/gkd.toml",
+    "recipes/distil/first.toml",
     "recipes/decode/cfg.toml",
     "recipes/decode/contrastive.toml",
     "recipes/decode/emulate.toml",
     "recipes/decode/mixture.toml",
+    "recipes/decode/ngram.toml",
     "recipes/decode/proxy.toml",
     "recipes/decode/rules.toml",
     "recipes/decode/scaled.toml",
@@ -67,6 +78,16 @@ pub const RECIPES: &[(&str, &str)] = recipes![
     "recipes/sparse/lottery.toml",
     "recipes/sparse/random.toml",
     "recipes/sparse/sara.toml",
+    "recipes/steps/dpo.toml",
+    "recipes/steps/advantage.toml",
+    "recipes/correct/lemma.toml",
+    "recipes/translate/stage1.toml",
+    "recipes/translate/stage2.toml",
+    "recipes/translate/stage2_full.toml",
+    "recipes/tasks/tasks.toml",
+    "recipes/tasks/coba.toml",
+    "recipes/tasks/rationale.toml",
+    "recipes/tasks/tools.toml",
     "recipes/preference/dpo.toml",
     "recipes/preference/orpo.toml",
     "recipes/preference/simpo.toml",
@@ -79,6 +100,7 @@ pub const MERGES: &[(&str, &str)] = recipes![
     "recipes/merge/fisher.yaml",
     "recipes/merge/graft.yaml",
     "recipes/merge/greedy_soup.yaml",
+    "recipes/merge/learned_soup.yaml",
     "recipes/merge/lines.yaml",
     "recipes/merge/regmean.yaml",
     "recipes/merge/soup.yaml",
@@ -143,9 +165,13 @@ pub fn all() -> Vec<MethodRow> {
     rows
 }
 
-/// Where a recipe names the methods of a seam.
-pub fn place(seam: &str) -> Option<&'static str> {
+/// Settings of `[train]` that belong to a seam: rows and what is embedded are changed before any loss.
+const OF_TRAIN: [&str; 2] = ["corrupt", "neftune_noise_alpha"];
+
+/// Where a recipe names a method of a seam.
+pub fn place(seam: &str, name: &str) -> Option<&'static str> {
     match seam {
+        "loss" if OF_TRAIN.contains(&name) => Some("train"),
         "data" => Some("data.steps"),
         "params" => Some("train.params"),
         "loss" => Some("train.loss"),
@@ -159,7 +185,7 @@ pub fn place(seam: &str) -> Option<&'static str> {
 
 /// Whether `recipe` names the method `name` of `seam`.
 fn uses(recipe: &Table, seam: &str, name: &str) -> bool {
-    let Some(path) = place(seam) else { return false };
+    let Some(path) = place(seam, name) else { return false };
     let mut keys = path.split('.');
     let first = keys.next().and_then(|key| recipe.get(key));
     let Some(found) = keys.try_fold(first, |at, key| Some(at?.get(key))).flatten() else {
@@ -233,6 +259,7 @@ mod tests {
             ("graft", "recipes/merge/graft.yaml"),
             ("lines", "recipes/merge/lines.yaml"),
             ("search.greedy", "recipes/merge/greedy_soup.yaml"),
+            ("search.learned", "recipes/merge/learned_soup.yaml"),
             ("task_arithmetic", "recipes/merge/vanilla.yaml"),
         ] {
             assert_eq!(recipe(name), Some(path));

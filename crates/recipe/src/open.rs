@@ -63,7 +63,7 @@ pub fn open_for(name: &str, precision: Precision, rows: usize) -> Result<Opened>
 
 /// The model that is trained, held as `models` says; `frozen`: none of its weights learns.
 pub fn open_base(models: &Models, frozen: bool) -> Result<Opened> {
-    let Models { policy, precision, quantize, double_quant } = models;
+    let Models { policy, precision, quantize, double_quant, .. } = models;
     let (path, source) = opened_source(policy)?;
     let sizes = names::tensors(source.config());
     let parameters = sizes.iter().map(|(_, dims)| dims.iter().product::<usize>() as u64).sum();

@@ -38,6 +38,7 @@ const OPTIONAL: &[&str] = &[
     "train.save_total_limit",
     "train.early_stopping_patience",
     "train.continue_from",
+    "data.task",
     "data.read.layout",
     "data.read.form",
     "data.read.system",

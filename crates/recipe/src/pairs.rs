@@ -6,6 +6,8 @@ use luthier_model::{
     render::{RenderOptions, Rendered, render_table},
 };
 
+use crate::unpaired;
+
 /// Two rows for every example: the chosen answer, then the rejected one.
 pub fn render(
     table: &Table,
@@ -72,6 +74,15 @@ fn check(example: &Example) -> Result<()> {
         return Err(Error::input(at(), what).hint("leave such rows out"));
     }
     Ok(())
+}
+
+/// Pairs in groups of `size`: what is left over at the end is filled up with pairs that count for nothing.
+pub fn groups(mut rows: Vec<Row>, size: usize) -> Vec<Row> {
+    let last: Vec<Row> = rows.iter().rev().take(2).rev().map(unpaired::untrained).collect();
+    while !rows.is_empty() && !rows.len().is_multiple_of(2 * size) {
+        rows.extend_from_slice(&last);
+    }
+    rows
 }
 
 /// Refuses answers of which the over-length policy left nothing, or nothing different.

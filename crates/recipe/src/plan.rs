@@ -167,10 +167,12 @@ fn like(name: &str) -> String {
 /// Tokens per second of the first step's first micro-batch: the second of two passes, so that
 /// buffers are warm.
 fn probe(stage: &Stage) -> Result<f64> {
+    let objective = stage.config.loss.objective()?;
     let step = Step {
         policy: &stage.bound.policy,
         params: &stage.bound.params,
-        objective: stage.config.loss.objective()?,
+        objective: objective.as_ref(),
+        teacher: stage.teacher.as_ref(),
         keep: stage.keep,
     };
     let (rows, micro) = (&stage.train.rows, stage.config.micro_tokens());

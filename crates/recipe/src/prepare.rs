@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use luthier_core::{Error, Result, Row, Seed, Table};
-use luthier_data::{Chain, CutTable, choose::split::split, read_many, transform::overlength};
+use luthier_data::{Chain, CutTable, Step, choose::split::split, read_many, transform::overlength};
 use luthier_loss::Unit;
 use luthier_model::{
     Tokenizer,
@@ -12,8 +12,9 @@ use luthier_model::{
 use serde::Serialize;
 
 use crate::{
-    pairs, phrasings,
+    blocks, heads, pairs, parts, phrasings, rationale,
     schema::{Data, Paths},
+    tools, unpaired, variants,
 };
 
 /// Rows of one role, with the table they came from.
@@ -62,6 +63,14 @@ impl Prepared {
         }
     }
 
+    /// Gives every row what a teacher said of it beforehand, in `file`.
+    pub fn taught(&mut self, file: &std::path::Path) -> Result<()> {
+        let mut rows = std::mem::take(&mut self.rows);
+        crate::teacher::attach(file, &mut rows, &|example| self.origin(example))?;
+        self.rows = rows;
+        Ok(())
+    }
+
     /// `file:line` of an example.
     pub fn origin(&self, example: usize) -> String {
         match self.table.examples.get(example) {
@@ -77,6 +86,20 @@ pub fn table(paths: &Paths, data: &Data) -> Result<Table> {
     read_many(&paths, &data.read)
 }
 
+/// Held-out files of one role: read, and worded as those to train on.
+pub fn held_out(paths: &Paths, data: &Data, seed: Seed) -> Result<Table> {
+    let read = table(paths, data)?;
+    let steps = Chain(data.steps.clone()).rewording();
+    if steps.0.is_empty() {
+        return Ok(read);
+    }
+    let worded = serde_json::to_string(&steps)
+        .map_err(|e| Error::failed("data.steps", format!("cannot be written: {e}")))?;
+    // Other words are other rows: what was measured on them does not hold here.
+    let sha256 = luthier_core::io::sha256((read.sha256.clone() + &worded).as_bytes());
+    Ok(Table { sha256, ..steps.apply(read, seed)? })
+}
+
 /// All rows of a table, those that the objective looks at together side by side.
 pub fn render(
     table: &Table,
@@ -85,19 +108,36 @@ pub fn render(
     unit: Unit,
 ) -> Result<Vec<Rendered>> {
     let options = RenderOptions { loss_on: data.loss_on };
-    match unit {
+    let mut rendered = match unit {
         Unit::Row => render_table(table, tokenizer, &options),
         Unit::Phrasings => phrasings::render(table, tokenizer, &options),
-        Unit::Pair { .. } => pairs::render(table, tokenizer, &options),
-    }
+        Unit::Pair { .. } | Unit::Pairs { .. } => pairs::render(table, tokenizer, &options),
+        Unit::Variants { min_similarity } => {
+            variants::render(table, tokenizer, &options, min_similarity)
+        }
+        Unit::Unpaired { .. } => unpaired::render(table, tokenizer, &options),
+        Unit::Judged { pair } => heads::table(table, tokenizer, &options, pair, &data.labels),
+        Unit::Rationale { place, answer, rationale } => {
+            rationale::render(table, tokenizer, &options, place, [answer, rationale])
+        }
+    }?;
+    tools::weigh(table, tokenizer, &mut rendered)?;
+    parts::weigh(table, unit, &mut rendered)?;
+    Ok(rendered)
 }
 
 /// Renders and applies the over-length policy.
 pub fn prepare(table: Table, data: &Data, tokenizer: &Tokenizer, unit: Unit) -> Result<Prepared> {
-    if !matches!(unit, Unit::Pair { .. }) {
+    let paired = Unit::Judged { pair: true };
+    let told = matches!(unit, Unit::Pair { .. } | Unit::Pairs { .. } | Unit::Variants { .. });
+    if !(told || unit == paired) {
         one_answer(&table)?;
     }
     let rendered = render(&table, data, tokenizer, unit)?;
+    if let Some(size) = data.block_size {
+        let (rows, cut) = blocks::rows(&table, &rendered, size, unit)?;
+        return Ok(Prepared { table, rows, cut });
+    }
     let rows: Vec<Row> = rendered.into_iter().map(|r: Rendered| r.row).collect();
     let origin = |example: usize| match table.examples.get(example) {
         Some(example) => example.origin.to_string(),
@@ -109,7 +149,27 @@ pub fn prepare(table: Table, data: &Data, tokenizer: &Tokenizer, unit: Unit) -> 
     match unit {
         Unit::Row => {}
         Unit::Phrasings => rows = whole(rows, &mut cut, |pair| phrasings::judge(pair, &origin))?,
+        Unit::Variants { .. } => {
+            rows = whole(rows, &mut cut, |pair| variants::judge(pair, &origin))?
+        }
         Unit::Pair { .. } => rows = whole(rows, &mut cut, |pair| pairs::judge(pair, &origin))?,
+        Unit::Pairs { group } => {
+            rows = whole(rows, &mut cut, |pair| pairs::judge(pair, &origin))?;
+            rows = pairs::groups(rows, group);
+        }
+        Unit::Unpaired { group, mismatched } => {
+            rows = unpaired::groups(rows, group, mismatched, data.max_length, &origin)?;
+        }
+        Unit::Judged { pair } => {
+            if pair {
+                rows = whole(rows, &mut cut, |pair| pairs::judge(pair, &origin))?;
+            }
+            rows = heads::read(rows, &origin)?;
+        }
+        Unit::Rationale { answer: true, rationale: true, .. } => {
+            rows = whole(rows, &mut cut, |both| rationale::judge(both, &origin))?;
+        }
+        Unit::Rationale { .. } => {}
     }
     if rows.is_empty() {
         return Err(Error::input(&table.name, "no row is left to work on")
@@ -169,7 +229,7 @@ pub fn both(
         tracing::info!("data step {}: {} rows to {}", note.step, note.rows_in, note.rows_out);
     }
     let (train, eval) = match &data.eval {
-        Some(eval) => (whole, Some(table(eval, data)?)),
+        Some(eval) => (whole, Some(held_out(eval, data, seed.split("data"))?)),
         None if data.eval_fraction > 0.0 => {
             let (train, eval) = split(whole, data.eval_fraction, seed.split("split"))?;
             (train, Some(eval))

@@ -72,7 +72,11 @@ impl Measure {
         let read = |paths: &Option<crate::schema::Paths>| {
             paths.as_ref().map(|p| prepare::table(p, &recipe.data)).transpose()
         };
-        let (task, general) = (read(&eval.data)?, read(&eval.general)?);
+        // Worded as the rows to train on; general text is as it is.
+        let seed = luthier_core::Seed(recipe.train.as_ref().map_or(0, |train| train.seed));
+        let worded = |p| prepare::held_out(p, &recipe.data, seed.split("data"));
+        let task = eval.data.as_ref().map(worded).transpose()?;
+        let general = read(&eval.general)?;
         let (decode, max_length) = (recipe.decode.clone(), recipe.data.max_length);
         Ok(Some(Measure { eval, decode, metric, task, general, max_length }))
     }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use luthier_core::{Error, Result, nearest::suggest};
 use luthier_data::{Kind as DataStep, Overlength, ReadOptions};
 use luthier_model::render::LossOn;
+use luthier_params::{Head, Labels};
 use luthier_train::Train;
 use serde::{Deserialize, Serialize};
 use toml::Table;
@@ -16,6 +17,7 @@ use crate::{
     decode::Decode,
     overrides,
     precision::{Precision, Quantize},
+    tasks::TaskBy,
 };
 
 /// A whole recipe.
@@ -45,6 +47,9 @@ pub struct Recipe {
 pub struct Models {
     /// The model that is trained: a built-in name, a hub id, a folder or a GGUF file.
     pub policy: String,
+    /// Whom it learns from, where it learns from a model: the same kinds of names, or an adapter.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub teacher: String,
     /// The arithmetic of matrix products.
     pub precision: Precision,
     /// How its weights are held where they do not learn.
@@ -57,6 +62,7 @@ impl Default for Models {
     fn default() -> Self {
         Models {
             policy: String::new(),
+            teacher: String::new(),
             precision: Precision::default(),
             quantize: Quantize::default(),
             double_quant: true,
@@ -109,8 +115,17 @@ pub struct Data {
     pub max_length: usize,
     /// What happens to longer rows.
     pub overlength: Overlength,
+    /// Tokens of a block: texts are laid end to end and cut, in place of a row each.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub block_size: Option<usize>,
     /// Which turns are trained.
     pub loss_on: LossOn,
+    /// Which of several tasks every row belongs to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task: Option<TaskBy>,
+    /// What labels are called in the column `label`, in the order of their numbers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
     /// How columns are understood.
     pub read: ReadOptions,
     /// Steps from the table as read to the table as trained.
@@ -127,7 +142,10 @@ impl Default for Data {
             // TRL's default; a longer row is an error here, not a silent cut.
             max_length: 1024,
             overlength: Overlength::Error,
+            block_size: None,
             loss_on: LossOn::default(),
+            task: None,
+            labels: Vec::new(),
             read: ReadOptions::default(),
             steps: Vec::new(),
         }
@@ -141,7 +159,7 @@ pub struct Eval {
     /// Questions with expected answers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data: Option<Paths>,
-    /// `exact_match`, `json_match`, `choice` or `nll`.
+    /// `exact_match`, `json_match`, `choice`, `calibration`, `nll`, …
     pub metric: String,
     /// Longest answer.
     pub max_new_tokens: usize,
@@ -183,21 +201,31 @@ impl Recipe {
             paths.rebase(base);
         }
         if let Some(train) = &mut self.train {
+            let cache = train.loss.distil.as_mut().and_then(|distil| distil.cache.as_mut());
+            cache.into_iter().for_each(|file| *file = base.join(&*file));
             train.continue_from.iter_mut().for_each(|from| *from = rebased(from, base));
             let fisher = train.update.ewc.as_mut().and_then(|ewc| ewc.fisher.as_mut());
             fisher.into_iter().for_each(|file| *file = base.join(&*file));
         }
         self.decode.iter_mut().for_each(|decode| decode.rebase(base));
         // A model may be a name or a hub id; it is a path only if something stands there.
-        let local = base.join(&self.models.policy);
-        if !self.models.policy.is_empty() && local.exists() {
-            self.models.policy = local.display().to_string();
+        for model in [&mut self.models.policy, &mut self.models.teacher] {
+            let local = base.join(&*model);
+            if !model.is_empty() && local.exists() {
+                *model = local.display().to_string();
+            }
         }
     }
 
     /// The same with every default written out.
     pub fn resolved(mut self) -> Self {
         self.train = self.train.map(Train::with_defaults);
+        let head = self.train.as_ref().and_then(|train| train.params.head.as_ref());
+        if let Some(Head { labels: Labels::Names(names) }) = head
+            && self.data.labels.is_empty()
+        {
+            self.data.labels = names.clone();
+        }
         self
     }
 

@@ -6,15 +6,14 @@ use std::{
     sync::atomic::AtomicBool,
 };
 
-use luthier_core::{Error, Result, Row, Seed, StateDict, io};
+use luthier_core::{Error, Policy, Result, Row, Seed, StateDict, io};
 use luthier_data::{Order, Plan, Size};
 use luthier_decode::{Generate, generate};
 use luthier_kernels::num::Precision;
-use luthier_loss::Unit;
 use luthier_model::render::generation_prompt;
 use luthier_params::{Bound, Kept, Scope};
 use luthier_train::{
-    Job, Outcome, Stopped, Train, checkpoint,
+    Job, Outcome, Stopped, Train, checkpoint, draw,
     estimate::Memory,
     evaluate,
     log::{self, Sample},
@@ -22,7 +21,7 @@ use luthier_train::{
 use luthier_update::Start;
 
 use crate::{
-    begin, export,
+    begin, heads, corrupt, distil, export,
     manifest::{self, Input, Manifest},
     memory,
     open::Opened,
@@ -30,6 +29,7 @@ use crate::{
     prepare::{self, Prepared},
     schema::Recipe,
     sequence::Sequence,
+    tasks, teacher,
     text::Text,
 };
 
@@ -69,6 +69,10 @@ pub struct Stage {
     pub memory: Memory,
     /// How much the base depends on each weight, for a penalty.
     fisher: Option<StateDict>,
+    /// Whose distributions the objective compares with.
+    pub teacher: Option<Policy>,
+    /// The token that hides others.
+    mask: Option<u32>,
 }
 
 /// What a finished training stage leaves.
@@ -99,10 +103,22 @@ impl Stage {
     }
 
     /// The same on a model that is already open.
-    pub fn with(recipe: Recipe, config: Train, mut opened: Opened) -> Result<Self> {
+    pub fn with(recipe: Recipe, mut config: Train, mut opened: Opened) -> Result<Self> {
         let seed = Seed(config.seed);
         let unit = config.loss.objective()?.unit();
         let (mut train, mut eval) = prepare::both(&recipe.data, &opened.tokenizer, seed, unit)?;
+        let tasks = tasks::assign(recipe.data.task.as_ref(), &mut train, eval.as_mut())?;
+        config.loss = config.loss.of_tasks(&tasks)?;
+        if let Some(alpha) = config.loss.dpo.as_ref().and_then(|dpo| dpo.ld_alpha) {
+            for prepared in [Some(&mut train), eval.as_mut()].into_iter().flatten() {
+                luthier_loss::pair::tails(&mut prepared.rows, alpha);
+            }
+        }
+        if let Some(file) = config.loss.distil.as_ref().and_then(|distil| distil.cache.as_ref()) {
+            for prepared in [Some(&mut train), eval.as_mut()].into_iter().flatten() {
+                prepared.taught(file)?;
+            }
+        }
         for row in train.rows.iter().chain(eval.iter().flat_map(|e| &e.rows)) {
             luthier_core::Batch::from_rows([row]).check_vocab(opened.model.vocab())?;
         }
@@ -127,7 +143,19 @@ impl Stage {
         };
         let measured = begin::measured(&config, &opened, &train.rows, &plan)?;
         let bound = bind(&config, &opened, seed, measured)?;
+        heads::check(unit, &bound, config.sample_steps)?;
         let full = bound.form.kept() == Kept::Model;
+        let objective = config.loss.objective()?;
+        let teacher = teacher::of(objective.as_ref(), &recipe.models, &opened, full)?;
+        drop(objective);
+        if teacher.is_some() && bound.policy.hooks.virtual_tokens > 0 {
+            let what = "rows begin with virtual tokens, which only the policy that learns them can \
+                read, and the objective compares it with another";
+            return Err(Error::input("train.params.prompt", what)
+                .hint("train.params.lora, for example, leaves rows as they are"));
+        }
+        let corrupt = config.corrupt.as_ref();
+        let mask = corrupt.map(|corrupt| corrupt::mask(corrupt, &opened.tokenizer)).transpose()?;
         match &config.continue_from {
             Some(from) => continue_from(&bound, &opened, Path::new(from))?,
             // The frozen twins of what learns are not needed any more.
@@ -157,6 +185,8 @@ impl Stage {
             keep,
             memory,
             fisher,
+            teacher,
+            mask,
         })
     }
 
@@ -187,6 +217,12 @@ impl Stage {
         let mut recipe = self.recipe.clone();
         recipe.models.policy = self.opened.sha256.clone();
         recipe.models.precision = self.opened.precision.into();
+        if !recipe.models.teacher.is_empty() {
+            recipe.models.teacher = teacher::sha256(&recipe.models.teacher)?;
+        }
+        if let Some(file) = self.config.loss.distil.as_ref().and_then(|d| d.cache.as_ref()) {
+            recipe.models.teacher = io::sha256_file(file)?;
+        }
         recipe.data.train = None;
         recipe.data.eval = None;
         (recipe.eval, recipe.decode) = (None, None);
@@ -209,12 +245,17 @@ impl Stage {
         };
         let train = self.referred(&self.train.rows)?;
         let eval = self.referred(self.eval.as_ref().map_or(&[][..], |p| &p.rows))?;
+        let (tokenizer, context) = (&self.opened.tokenizer, self.opened.config.max_positions);
+        let then = draw::of(&self.config, self.mask)?;
+        let draw = distil::draw(self.config.loss.distil.as_ref(), tokenizer, context, then);
         let outcome = luthier_train::run(&Job {
             bound: &self.bound,
             config: &self.config,
             train: &train,
             eval: &eval,
             rounds: self.rounds(),
+            draw: draw.as_deref(),
+            teacher: self.teacher.as_ref(),
             order: &|round, epoch| self.order(round, epoch),
             start: &self.start(),
             describe: &|example| self.train.origin(example),
@@ -241,9 +282,9 @@ impl Stage {
     /// Rows with what the policy says of them before anything is learned, where the objective compares
     /// with that. A resumed run asks again: its checkpoint is not read yet.
     fn referred<'a>(&self, rows: &'a [Row]) -> Result<Cow<'a, [Row]>> {
-        let Unit::Pair { reference: true } = self.config.loss.objective()?.unit() else {
+        if !self.config.loss.objective()?.unit().reference() {
             return Ok(Cow::Borrowed(rows));
-        };
+        }
         let mut rows = rows.to_vec();
         evaluate::refer(&self.bound.policy, &mut rows, self.config.micro_tokens())?;
         Ok(Cow::Owned(rows))

@@ -13,7 +13,7 @@ use luthier_model::{decoder::parameters, pull};
 use luthier_params::Bound;
 use luthier_recipe::{Recipe, methods::RECIPES};
 use luthier_train::{
-    Job, Outcome, Train,
+    Job, MaskToken, Outcome, Train, draw,
     log::{METRICS, metrics},
 };
 use luthier_update::Start;
@@ -158,6 +158,12 @@ impl<'a> Lab<'a> {
             n_layers: model.n_layers(),
             fisher: None,
         };
+        let mask = match config.corrupt.as_ref().and_then(|corrupt| corrupt.mask_token.as_ref()) {
+            Some(MaskToken::Id(id)) => Some(*id),
+            // There is no tokenizer to look it up in.
+            Some(MaskToken::Text(_)) | None => None,
+        };
+        let draw = draw::of(&config, mask)?;
         let out = tempfile::tempdir().map_err(|e| Error::io("temporary folder", e))?;
         let job = Job {
             bound,
@@ -165,6 +171,8 @@ impl<'a> Lab<'a> {
             train: rows,
             eval,
             rounds: bound.form.rounds(),
+            draw: draw.as_deref(),
+            teacher: None,
             order: &|round, epoch| plan.epoch(round * epochs + epoch),
             start: &start,
             describe: &|example| format!("row {example}"),

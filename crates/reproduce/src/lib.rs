@@ -22,15 +22,21 @@ pub mod papers {
     pub mod p04;
     pub mod p07;
     pub mod p10;
+    pub mod p11;
     pub mod p16;
     pub mod p17;
     pub mod p20;
     pub mod p22;
+    pub mod p25;
     pub mod p27;
     pub mod p28;
     pub mod p29;
+    pub mod p30;
+    pub mod p36;
     pub mod p37;
     pub mod p38;
+    pub mod p40;
+    pub mod p41;
     pub mod p42;
     pub mod p43;
     pub mod p45;
@@ -39,8 +45,12 @@ pub mod papers {
     pub mod p50;
     pub mod p52;
     pub mod p54;
+    pub mod p55;
     pub mod p60;
+    pub mod p66;
     pub mod p69;
+    pub mod p70;
+    pub mod p72;
     pub mod p74;
     pub mod p76;
     pub mod p77;
@@ -74,15 +84,21 @@ pub const PAPERS: &[Paper] = &[
     papers::p04::PAPER,
     papers::p07::PAPER,
     papers::p10::PAPER,
+    papers::p11::PAPER,
     papers::p16::PAPER,
     papers::p17::PAPER,
     papers::p20::PAPER,
     papers::p22::PAPER,
+    papers::p25::PAPER,
     papers::p27::PAPER,
     papers::p28::PAPER,
     papers::p29::PAPER,
+    papers::p30::PAPER,
+    papers::p36::PAPER,
     papers::p37::PAPER,
     papers::p38::PAPER,
+    papers::p40::PAPER,
+    papers::p41::PAPER,
     papers::p42::PAPER,
     papers::p43::PAPER,
     papers::p45::PAPER,
@@ -91,8 +107,12 @@ pub const PAPERS: &[Paper] = &[
     papers::p50::PAPER,
     papers::p52::PAPER,
     papers::p54::PAPER,
+    papers::p55::PAPER,
     papers::p60::PAPER,
+    papers::p66::PAPER,
     papers::p69::PAPER,
+    papers::p70::PAPER,
+    papers::p72::PAPER,
     papers::p74::PAPER,
     papers::p76::PAPER,
     papers::p77::PAPER,

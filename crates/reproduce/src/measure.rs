@@ -61,7 +61,7 @@ pub fn exact(policy: &Policy, rows: &[Row]) -> Result<f64> {
 /// The mean negative log-likelihood of the trained tokens.
 pub fn loss(policy: &Policy, rows: &[Row]) -> Result<f64> {
     let config = Train::default();
-    let (loss, _) = evaluate(policy, config.loss.objective()?, rows, PASS)?;
+    let (loss, _) = evaluate(policy, config.loss.objective()?.as_ref(), None, rows, PASS)?;
     Ok(loss)
 }
 

@@ -51,6 +51,7 @@ impl Sizes {
             max_positions: 512,
             rms_eps: 1e-5,
             rope: Rope { theta: 10_000.0, dim: head_dim, scaling: Scaling::None },
+            labels: None,
             tied: self.tied,
             qkv_bias: false,
             o_bias: false,

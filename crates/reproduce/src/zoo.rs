@@ -9,4 +9,5 @@ pub mod edit;
 pub mod net;
 pub mod pairs;
 pub mod soup;
+pub mod sums;
 pub mod train;

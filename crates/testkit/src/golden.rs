@@ -1,12 +1,9 @@
 //! Values recorded from reference implementations; `tests/golden/README.md` says how.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
-use luthier_core::{Batch, Rows, StateDict};
+use luthier_core::{Batch, Row, StateDict};
 
 /// The file or folder `tests/golden/<path>` of this checkout.
 ///
@@ -32,15 +29,17 @@ pub fn batch(tensors: &StateDict, prefix: &str) -> Batch {
     };
     let ints = |name: &str| column(name).to_vec1::<u32>().unwrap_or_else(|e| panic!("{name}: {e}"));
     let offsets: Vec<usize> = ints("offsets").into_iter().map(|o| o as usize).collect();
-    let lengths: Vec<usize> = offsets.windows(2).map(|w| w[1] - w[0]).collect();
-    Batch {
-        ids_n: ints("ids_n"),
-        targets_n: ints("targets_n"),
-        weights_n: column("weights_n").to_vec1().unwrap_or_else(|e| panic!("weights_n: {e}")),
-        rows: Arc::new(Rows::new(&lengths, |_| 0)),
-        examples_b: (0..lengths.len()).collect(),
-        references_b: vec![0.0; lengths.len()],
-    }
+    let (ids, targets) = (ints("ids_n"), ints("targets_n"));
+    let weights: Vec<f32> =
+        column("weights_n").to_vec1().unwrap_or_else(|e| panic!("weights_n: {e}"));
+    let row = |(example, bounds): (usize, &[usize])| Row {
+        ids: ids[bounds[0]..bounds[1]].to_vec(),
+        targets: targets[bounds[0]..bounds[1]].to_vec(),
+        weights: weights[bounds[0]..bounds[1]].to_vec(),
+        example,
+        ..Row::default()
+    };
+    Batch::from_rows(&offsets.windows(2).enumerate().map(row).collect::<Vec<Row>>())
 }
 
 /// The recorded gradients, by parameter name.

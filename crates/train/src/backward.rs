@@ -7,8 +7,10 @@
 //! bit of the result. Blocks below the lowest learned parameter get no backward at all.
 
 use candle_core::{Tensor, Var, backprop::GradStore};
-use luthier_core::{Batch, Ctx, Gradient, Head, Logits, Model, Param, Piece, Result, Seed, Tape};
-use luthier_loss::Log;
+use luthier_core::{
+    Batch, Ctx, Gradient, Head, Logits, Model, Param, Piece, Policy, Result, Seed, Tape,
+};
+use luthier_loss::{Log, Objective, Seen, Terms, Totals};
 use serde::{Deserialize, Serialize};
 
 use crate::{step::Step, sum::Sums};
@@ -165,11 +167,30 @@ fn plus(a: Option<Tensor>, b: Option<Tensor>) -> Result<Option<Tensor>> {
     })
 }
 
+/// What an objective says of a pass whose end is `out`, with a teacher who reads the same rows.
+pub(crate) fn terms(
+    objective: &dyn Objective,
+    out: &mut dyn Logits,
+    teacher: Option<&Policy>,
+    batch: &Batch,
+    step: &Totals,
+) -> Result<Terms> {
+    let Some(teacher) = teacher else {
+        return objective.terms(Seen { out, teacher: None, batch, step });
+    };
+    let mut ctx = Ctx::new(&teacher.hooks, batch.rows.clone(), &batch.ids_n);
+    ctx.weights_n = Some(&batch.weights_n);
+    let h_nd = teacher.hidden(&mut ctx)?.detach();
+    let mut head = Head { model: teacher.model.as_ref(), h_nd: &h_nd, ctx: &mut ctx };
+    objective.terms(Seen { out, teacher: Some(&mut head), batch, step })
+}
+
 impl Step<'_> {
     /// One batch forward and backward; adds `scale · ∂sum/∂var` to `sums`.
     pub fn forward_backward(
         &self,
         batch: &Batch,
+        whole: &Totals,
         noise: Option<Seed>,
         scale: f64,
         sums: &mut Sums,
@@ -202,7 +223,7 @@ impl Step<'_> {
             taped: Vec::new(),
             summed: Vec::new(),
         };
-        let terms = self.objective.terms(&mut tail, batch)?;
+        let terms = terms(self.objective, &mut tail, self.teacher, batch, whole)?;
         let Tail { taped, summed, .. } = tail;
         let share = Share { sum: f64::from(terms.sum.to_scalar::<f32>()?), logs: terms.logs };
         if !terms.sum.track_op() {

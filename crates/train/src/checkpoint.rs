@@ -10,7 +10,7 @@ use luthier_params::Bound;
 use luthier_update::Stepper;
 use serde::{Deserialize, Serialize};
 
-use crate::course::Course;
+use crate::{balance, course::Course};
 
 /// Where a run stands. The data cursor is the step number: order and packing follow from the seed.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -27,6 +27,9 @@ pub struct Progress {
     pub evals_without_improvement: u64,
     /// Sum of the logged losses, for the mean over the run.
     pub loss_sum: f64,
+    /// What the weights of tasks follow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balance: Option<balance::State>,
 }
 
 const TRAINED: &str = "trained.safetensors";

@@ -6,7 +6,7 @@ use luthier_params::Params;
 use luthier_update::Update;
 use serde::{Deserialize, Serialize};
 
-use crate::backward::Activation;
+use crate::{backward::Activation, balance::Balance, draw::Corrupt};
 
 /// Tokens of a step when nobody says how large it is.
 const BATCH_TOKENS: usize = 4096;
@@ -39,6 +39,9 @@ pub struct Train {
     pub group_by_length: bool,
     /// Steps between evaluations; 0 evaluates at the end only.
     pub eval_steps: u64,
+    /// Whether evaluations also tell the expected calibration error of the next token (`eval_ece`), which
+    /// takes whole distributions: the head's work once more.
+    pub eval_ece: bool,
     /// Steps between checkpoints; 0 writes none but on interruption.
     pub save_steps: u64,
     /// Checkpoints kept; older ones are deleted.
@@ -63,12 +66,21 @@ pub struct Train {
     /// and schedule. (Resuming a run is `--resume`.)
     #[serde(skip_serializing_if = "Option::is_none")]
     pub continue_from: Option<String>,
+    /// Noise on what training embeds; TRL's setting and meaning. Usually 5.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub neftune_noise_alpha: Option<f64>,
+    /// What is hidden of the answers that the model reads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub corrupt: Option<Corrupt>,
     /// All randomness of the run.
     pub seed: u64,
     /// What learns.
     pub params: Params,
     /// What is minimised.
     pub loss: Loss,
+    /// Weights of tasks that follow how the tasks converge.
+    #[serde(skip_serializing_if = "Balance::is_off")]
+    pub balance: Balance,
     /// How gradients become steps.
     pub update: Update,
 }
@@ -84,6 +96,7 @@ impl Default for Train {
             shuffle: true,
             group_by_length: false,
             eval_steps: 0,
+            eval_ece: false,
             save_steps: 0,
             save_total_limit: None,
             logging_steps: 1,
@@ -94,9 +107,12 @@ impl Default for Train {
             early_stopping_threshold: 0.0,
             activation: Activation::Auto,
             continue_from: None,
+            neftune_noise_alpha: None,
+            corrupt: None,
             seed: 42,
             params: Params::default(),
             loss: Loss::default(),
+            balance: Balance::default(),
             update: Update::default(),
         }
     }
@@ -132,6 +148,13 @@ impl Train {
             let what = "expected train.group_by_length = false with it, got true";
             return Err(Error::input("train.shuffle = false", what)
                 .hint("rows either keep the order of the file or are grouped"));
+        }
+        self.balance.check(&self.loss)?;
+        if let Some(alpha) = self.neftune_noise_alpha {
+            positive("neftune_noise_alpha", alpha.is_finite() && alpha > 0.0, &alpha)?;
+        }
+        if let Some(corrupt) = &self.corrupt {
+            corrupt.check()?;
         }
         if let Some(steps) = self.max_steps {
             positive("max_steps", steps > 0, &steps)?;

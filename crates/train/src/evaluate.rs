@@ -1,10 +1,14 @@
 //! The objective on held-out rows, without gradients.
 
-use luthier_core::{Batch, Ctx, Error, Head, Policy, Result, Row};
+use candle_core::D;
+use luthier_core::{
+    Batch, Ctx, Error, Head, Logits, Policy, Result, Row, model::gather_logp,
+};
 use luthier_kernels::threads;
-use luthier_loss::{Objective, pair};
+use luthier_loss::{Objective, Totals, pair};
 
 use crate::{
+    backward::terms,
     order::micro_batches,
     step::{add_logs, means},
 };
@@ -13,23 +17,69 @@ use crate::{
 pub fn evaluate(
     policy: &Policy,
     objective: &dyn Objective,
+    teacher: Option<&Policy>,
     rows: &[Row],
     micro_tokens: usize,
 ) -> Result<(f64, Vec<(&'static str, f64)>)> {
     let all: Vec<usize> = (0..rows.len()).collect();
-    let (mut sum, mut normaliser, mut logs) = (0.0, 0.0, Vec::new());
-    for micro in micro_batches(&all, rows, micro_tokens, objective.unit().rows()) {
-        let batch = Batch::from_rows(micro.iter().map(|i| &rows[*i]));
-        normaliser += objective.normaliser(&[&batch]);
+    let (mut sum, mut logs) = (0.0, Vec::new());
+    let passes = micro_batches(&all, rows, micro_tokens, objective.unit().rows());
+    let batch = |pass: &Vec<usize>| Batch::from_rows(pass.iter().map(|i| &rows[*i]));
+    let passes: Vec<Batch> = passes.iter().map(batch).collect();
+    let normaliser = objective.normaliser(&passes.iter().collect::<Vec<_>>());
+    let whole = Totals { by: normaliser, ..Totals::of(&passes) };
+    for batch in &passes {
         let mut ctx = Ctx::new(&policy.hooks, batch.rows.clone(), &batch.ids_n);
         ctx.weights_n = Some(&batch.weights_n);
         let h_nd = policy.hidden(&mut ctx)?;
         let mut head = Head { model: policy.model.as_ref(), h_nd: &h_nd, ctx: &mut ctx };
-        let terms = objective.terms(&mut head, &batch)?;
+        let terms = terms(objective, &mut head, teacher, batch, &whole)?;
         sum += f64::from(terms.sum.to_scalar::<f32>()?);
         add_logs(&mut logs, &terms.logs);
     }
     Ok((sum / normaliser, means(&logs)))
+}
+
+/// Bins of confidence of equal width.
+const BINS: usize = 10;
+/// Tokens whose logits exist at a time.
+const PIECE: usize = 128;
+
+/// The expected calibration error of the next token over the trained targets of `rows`: how far the
+/// likeliest token's probability is from how often it is the one that stands there.
+pub fn ece(policy: &Policy, rows: &[Row], micro_tokens: usize) -> Result<f64> {
+    let all: Vec<usize> = (0..rows.len()).collect();
+    let mut answers = Vec::new();
+    for pass in micro_batches(&all, rows, micro_tokens, 1) {
+        let batch = Batch::from_rows(pass.iter().map(|i| &rows[*i]));
+        threads::together(|| -> Result<()> {
+            let mut ctx = Ctx::new(&policy.hooks, batch.rows.clone(), &batch.ids_n);
+            ctx.weights_n = Some(&batch.weights_n);
+            let h_nd = policy.hidden(&mut ctx)?;
+            let mut head = Head { model: policy.model.as_ref(), h_nd: &h_nd, ctx: &mut ctx };
+            for index in batch.trained_m().chunks(PIECE) {
+                let logits_mv = head.logits(index)?;
+                let targets: Vec<u32> =
+                    index.iter().map(|i| batch.targets_n[*i as usize]).collect();
+                let top_m = logits_mv.argmax(D::Minus1)?.to_vec1::<u32>()?;
+                let logp_m = gather_logp(&logits_mv, &top_m)?.to_vec1::<f32>()?;
+                let told = logp_m.iter().zip(top_m.iter().zip(targets));
+                answers.extend(told.map(|(l, (top, t))| (f64::from(*l).exp(), *top == t)));
+            }
+            Ok(())
+        })?;
+    }
+    Ok(calibration_error(&answers))
+}
+
+/// `Σ_bins |bin|/n · |accuracy − confidence|` of confidences and outcomes.
+fn calibration_error(answers: &[(f64, bool)]) -> f64 {
+    let mut gaps = [0.0; BINS];
+    for (confidence, right) in answers {
+        let bin = ((confidence * BINS as f64) as usize).min(BINS - 1);
+        gaps[bin] += f64::from(u8::from(*right)) - confidence;
+    }
+    gaps.iter().map(|gap| gap.abs()).sum::<f64>() / answers.len().max(1) as f64
 }
 
 /// Keeps with every row what `policy` says of it, as the reference of objectives that have one.
@@ -53,4 +103,16 @@ pub fn refer(policy: &Policy, rows: &mut [Row], micro_tokens: usize) -> Result<(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_calibration_error_is_the_papers() {
+        let answers = [(0.95, true), (0.85, true), (0.85, false), (0.65, true)];
+        assert!((calibration_error(&answers) - 0.275).abs() < 1e-12);
+        assert_eq!(calibration_error(&[(1.0, true)]), 0.0);
+    }
 }

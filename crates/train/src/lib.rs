@@ -4,12 +4,15 @@
 //! special case here.
 
 pub mod backward;
+pub mod balance;
 pub mod checkpoint;
 pub mod config;
 pub mod course;
+pub mod draw;
 pub mod estimate;
 pub mod evaluate;
 pub mod log;
+pub mod neftune;
 pub mod order;
 pub mod outcome;
 pub mod run;
@@ -17,8 +20,10 @@ pub mod step;
 pub mod sum;
 
 pub use backward::Activation;
+pub use balance::Balance;
 pub use config::Train;
+pub use draw::{Corrupt, MaskToken, Noise};
 pub use outcome::{Outcome, Stopped};
-pub use run::{Job, run};
+pub use run::{Draw, Drawn, Job, run};
 pub use step::{Step, StepReport};
 pub use sum::{Gradients, Sums};

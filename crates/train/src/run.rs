@@ -7,18 +7,20 @@ use std::{
     time::Instant,
 };
 
-use luthier_core::{Batch, Error, Result, Row, Seed, StateDict};
-use luthier_loss::Objective;
+use luthier_core::{Batch, Error, Policy, Result, Row, Seed, StateDict};
+use luthier_loss::{Loss, Objective};
 use luthier_params::{Bound, Handover};
 use luthier_update::{Start, Stepper};
 use serde_json::{Map, Value};
 
 use crate::{
+    balance::Balancer,
     checkpoint::{self, Progress},
     config::Train,
     course::{Course, Place},
-    evaluate::evaluate,
+    evaluate::{ece, evaluate},
     log::{self, Line, Log},
+    neftune,
     order::{extent, micro_batches, place},
     outcome::{Outcome, Stopped},
     step::{Data, Step, StepReport},
@@ -41,6 +43,10 @@ pub struct Job<'a> {
     pub rounds: usize,
     /// The steps of an epoch of a round as indices into `train`.
     pub order: &'a dyn Fn(usize, usize) -> Vec<Vec<usize>>,
+    /// What is done to the rows of a step as they are drawn.
+    pub draw: Option<&'a Draw<'a>>,
+    /// Whose distributions the objective compares with, if it does.
+    pub teacher: Option<&'a Policy>,
     /// What the update needs to know of model and data.
     pub start: &'a Start<'a>,
     /// Names an example for errors.
@@ -63,6 +69,24 @@ pub struct Job<'a> {
     pub progress: bool,
 }
 
+/// Makes the rows of a step from those that were drawn for it: a function of nothing but what it is
+/// told, so that a resumed run makes the same.
+pub type Draw<'a> = dyn Fn(Drawn) -> Result<Vec<Row>> + 'a;
+
+/// What was drawn for a step.
+pub struct Drawn<'a> {
+    /// How many steps came before.
+    pub step: u64,
+    /// Steps of the whole run.
+    pub of: u64,
+    /// Of everything random.
+    pub seed: Seed,
+    /// The policy as it is.
+    pub policy: &'a Policy,
+    /// In whole units.
+    pub rows: Vec<Row>,
+}
+
 /// The forward passes of a step; every `unit` rows share one.
 pub fn passes(step: &[usize], rows: &[Row], micro_tokens: usize, unit: usize) -> Vec<Batch> {
     let batch = |pass: &Vec<usize>| Batch::from_rows(pass.iter().map(|i| &rows[*i]));
@@ -71,7 +95,8 @@ pub fn passes(step: &[usize], rows: &[Row], micro_tokens: usize, unit: usize) ->
 
 struct Run<'a> {
     job: &'a Job<'a>,
-    objective: &'a dyn Objective,
+    objective: Box<dyn Objective + 'a>,
+    balance: Option<Balancer<'a>>,
     course: Course<'a>,
     stepper: Stepper,
     /// Of the step before.
@@ -114,6 +139,10 @@ pub fn run(job: &Job) -> Result<Outcome> {
             (progress, stepper)
         }
     };
+    let mut balance = Balancer::new(&job.config.balance, job.config.seed, job.train, job.eval)?;
+    if let (Some(balance), Some(state)) = (&mut balance, &progress.balance) {
+        balance.load(state.clone())?;
+    }
     let log = Log::open(job.out, job.resume.then_some(progress.step), true)?;
     let bar = match job.progress {
         true => log::Progress::new(total, progress.step),
@@ -122,6 +151,7 @@ pub fn run(job: &Job) -> Result<Outcome> {
     let run = Run {
         job,
         objective,
+        balance,
         course,
         stepper,
         gradients: Gradients::new(),
@@ -198,18 +228,40 @@ impl Run<'_> {
     fn step(&mut self, rows: &[usize], place: Place, epoch: f64) -> Result<()> {
         let (config, begun) = (self.job.config, Instant::now());
         let unit = self.objective.unit().rows();
-        let passes = passes(rows, self.job.train, config.micro_tokens(), unit);
         let number = self.progress.step + 1;
+        let passes = match self.job.draw {
+            None => passes(rows, self.job.train, config.micro_tokens(), unit),
+            Some(draw) => {
+                let made = draw(Drawn {
+                    step: number - 1,
+                    of: self.total,
+                    seed: Seed(config.seed).split("draw").at(number),
+                    policy: &self.course.policy,
+                    rows: rows.iter().map(|i| self.job.train[*i].clone()).collect(),
+                })?;
+                let all: Vec<usize> = (0..made.len()).collect();
+                passes(&all, &made, config.micro_tokens(), unit)
+            }
+        };
         let data = Data {
             number,
             passes: &passes,
             noise: Seed(config.seed).split("noise").at(number),
             describe: self.job.describe,
         };
+        if config.loss.undivided() && passes.len() > 1 {
+            let tokens: usize = passes.iter().map(Batch::n).sum();
+            let what = format!("this objective needs the {tokens} tokens of a step in one pass");
+            return Err(Error::input("train.micro_tokens", what)
+                .hint(format!("train.micro_tokens = {tokens} or more, or a smaller step")));
+        }
+        let loss = self.weighed(number)?;
+        let objective = loss.as_ref().map(Loss::objective).transpose()?;
         let all = Step {
             policy: &self.job.bound.policy,
             params: &self.job.bound.params,
-            objective: self.objective,
+            objective: objective.as_deref().unwrap_or(self.objective.as_ref()),
+            teacher: self.job.teacher,
             keep: self.job.keep,
         };
         // A trial at the very start of a warm-up would move nothing.
@@ -227,8 +279,17 @@ impl Run<'_> {
             }
             None => {}
         }
-        let step = Step { policy: &self.course.policy, params: &self.course.params, ..all };
+        let noisy = match config.neftune_noise_alpha {
+            Some(alpha) => {
+                let seed = Seed(config.seed).split("neftune").at(number);
+                Some(neftune::with(&self.course.policy, alpha, seed)?)
+            }
+            None => None,
+        };
+        let policy = noisy.as_ref().unwrap_or(&self.course.policy);
+        let step = Step { policy, params: &self.course.params, ..all };
         let report = step.run(&data, &mut self.gradients, &mut self.stepper)?;
+        self.follow(number)?;
         let seconds = begun.elapsed().as_secs_f64();
         self.stepping += seconds;
         self.tokens += report.tokens;
@@ -242,6 +303,23 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// The loss with the weights of tasks for this step, where they follow something.
+    fn weighed(&mut self, number: u64) -> Result<Option<Loss>> {
+        let (job, objective) = (self.job, self.objective.as_ref());
+        let Some(balance) = &mut self.balance else { return Ok(None) };
+        balance.before(number, &mut |rows| measure(job, objective, rows))?;
+        Ok(Some(job.config.loss.weighted(balance.weights())))
+    }
+
+    /// Lets the weights of tasks see what a step did.
+    fn follow(&mut self, number: u64) -> Result<()> {
+        let (job, objective) = (self.job, self.objective.as_ref());
+        let Some(balance) = &mut self.balance else { return Ok(()) };
+        balance.after(number, &mut |rows| measure(job, objective, rows))?;
+        self.progress.balance = Some(balance.state().clone());
+        Ok(())
+    }
+
     fn log_step(&mut self, report: &StepReport, epoch: f64, seconds: f64) -> Result<()> {
         self.log.write(&Line::Step(log::Step {
             step: self.progress.step,
@@ -252,8 +330,20 @@ impl Run<'_> {
             tokens: self.progress.tokens,
             tokens_per_second: report.tokens as f64 / seconds.max(1e-9),
             seconds: self.started.elapsed().as_secs_f64(),
-            more: named(&report.logs, ""),
+            more: self.more(report),
         }))
+    }
+
+    /// What an objective tells of a step, and the weights of tasks where they change.
+    fn more(&self, report: &StepReport) -> Map<String, Value> {
+        let mut more = named(&report.logs, "");
+        let (Some(balance), Some(tasks)) = (&self.balance, &self.job.config.loss.tasks) else {
+            return more;
+        };
+        for (task, weight) in balance.weights().iter().enumerate() {
+            more.insert(format!("task_weight/{}", tasks.name(task)), Value::from(*weight));
+        }
+        more
     }
 
     /// Evaluation, samples and checkpoint when they are due; true when training should stop.
@@ -285,8 +375,12 @@ impl Run<'_> {
     /// With the weights to use, which are not always those that are trained.
     fn evaluate(&mut self, epoch: f64) -> Result<bool> {
         let (job, step, begun) = (self.job, self.progress.step, Instant::now());
-        let (loss, logs) =
-            evaluate(&job.bound.policy, self.objective, job.eval, job.config.micro_tokens())?;
+        let (policy, micro_tokens) = (&job.bound.policy, job.config.micro_tokens());
+        let objective = self.objective.as_ref();
+        let (loss, mut logs) = evaluate(policy, objective, job.teacher, job.eval, micro_tokens)?;
+        if job.config.eval_ece {
+            logs.push(("ece", ece(policy, job.eval, micro_tokens)?));
+        }
         self.log.write(&Line::Eval(log::Eval {
             step,
             epoch,
@@ -375,6 +469,12 @@ impl Run<'_> {
             stopped,
         })
     }
+}
+
+/// The objective's mean over some rows, as the policy is.
+fn measure(job: &Job, objective: &dyn Objective, rows: &[Row]) -> Result<f64> {
+    let (policy, micro) = (&job.bound.policy, job.config.micro_tokens());
+    Ok(evaluate(policy, objective, job.teacher, rows, micro)?.0)
 }
 
 fn named(logs: &[(&'static str, f64)], prefix: &str) -> Map<String, Value> {

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use candle_core::Tensor;
 use luthier_core::{At, Batch, Ctx, Error, Hook, Param, Policy, Result, Seed};
 use luthier_kernels::threads;
-use luthier_loss::{Log, Objective};
+use luthier_loss::{Log, Objective, Totals};
 use luthier_update::Stepper;
 
 use crate::sum::{Gradients, Sums};
@@ -58,6 +58,8 @@ pub struct Step<'a> {
     pub params: &'a [Param],
     /// What is minimised.
     pub objective: &'a dyn Objective,
+    /// Whose distributions the objective compares with, if it does.
+    pub teacher: Option<&'a Policy>,
     /// Whether block activations are kept between forward and backward.
     pub keep: bool,
 }
@@ -102,14 +104,16 @@ impl Step<'_> {
             return Err(Error::input(format!("step {number}"), "no token of this step is trained")
                 .hint(format!("look at `luthier show` for {names}")));
         }
+        let whole = Totals { by: normaliser, ..Totals::of(passes) };
         let mut sums = Sums::new(self.params, used);
         let (mut loss, mut penalty, mut logs) = (0.0, 0.0, Vec::new());
         for (i, batch) in passes.iter().enumerate() {
             let noise = Some(noise.at(i as u64));
             let scale = 1.0 / normaliser;
             // A pass is thousands of small operations: the threads stay awake for all of them.
-            let share =
-                threads::together(|| self.forward_backward(batch, noise, scale, &mut sums))?;
+            let share = threads::together(|| {
+                self.forward_backward(batch, &whole, noise, scale, &mut sums)
+            })?;
             if !share.sum.is_finite() {
                 return Err(self.blame(number, batch, describe));
             }
@@ -128,8 +132,9 @@ impl Step<'_> {
         for _ in 0..2 {
             let begun = Instant::now();
             let mut sums = Sums::new(self.params, Gradients::new());
-            let noise = Some(Seed(0));
-            threads::together(|| self.forward_backward(pass, noise, 1.0, &mut sums))?;
+            let by = self.objective.normaliser(&[pass]);
+            let (noise, whole) = (Some(Seed(0)), Totals { by, ..Totals::of([pass]) });
+            threads::together(|| self.forward_backward(pass, &whole, noise, 1.0, &mut sums))?;
             seconds = begun.elapsed().as_secs_f64();
         }
         Ok(pass.n() as f64 / seconds.max(1e-9))

@@ -67,7 +67,13 @@ fn trained(
 ) -> (f64, Gradients) {
     let all: Vec<usize> = (0..rows.len()).collect();
     let passes = passes(&all, rows, micro, align.unit().rows());
-    let step = Step { policy: &bound.policy, params: &bound.params, objective: align, keep };
+    let step = Step {
+        policy: &bound.policy,
+        params: &bound.params,
+        objective: align,
+        teacher: None,
+        keep,
+    };
     let describe = &|i: usize| format!("row {i}");
     let data = Data { number: 1, passes: &passes, noise: Seed(0), describe };
     let found = step.gradients(&data, Gradients::new()).unwrap();

@@ -62,6 +62,8 @@ fn run(bound: &Bound, config: &Train, out: &Path, resume: bool) {
         train: &rows,
         eval: &rows[..2],
         rounds: bound.form.rounds(),
+        draw: None,
+        teacher: None,
         order: &|_, _| steps.clone(),
         start: &Start { n_layers: 2, model_params: 1000, ..Start::steps(0) },
         describe: &|i| format!("row {i}"),

@@ -7,7 +7,7 @@ use std::{
 };
 
 use luthier_core::{Batch, Model, Param, Row, Seed, StateDict};
-use luthier_loss::Loss;
+use luthier_loss::{Loss, Totals};
 use luthier_model::{Decoder, Precision, Source};
 use luthier_params::{Bound, Full, Params, peft};
 use luthier_testkit::{assert_close, assert_same_bits, golden};
@@ -38,7 +38,7 @@ fn rows(batch: &Batch) -> Vec<Row> {
             targets: batch.targets_n[range.clone()].to_vec(),
             weights: batch.weights_n[range].to_vec(),
             example: b,
-            reference: 0.0,
+            ..Row::default()
         }
     };
     (0..batch.rows.b()).map(row).collect()
@@ -71,6 +71,8 @@ fn run_with(
         train: rows,
         eval,
         rounds: bound.form.rounds(),
+        draw: None,
+        teacher: None,
         order: &|_, _| steps.to_vec(),
         start: &Start { n_layers: bound.policy.model.n_layers(), ..Start::steps(0) },
         describe: &|i| format!("row {i}"),
@@ -144,9 +146,16 @@ fn gradients(bound: &Bound, batches: &[Batch], keep: bool) -> (f64, Gradients) {
     let objective = loss.objective().unwrap();
     let scale = 1.0 / objective.normaliser(&batches.iter().collect::<Vec<_>>());
     let (mut sums, mut sum) = (Sums::new(&bound.params, Gradients::new()), 0.0);
-    let step = Step { policy: &bound.policy, params: &bound.params, objective, keep };
+    let step = Step {
+        policy: &bound.policy,
+        params: &bound.params,
+        objective: objective.as_ref(),
+        teacher: None,
+        keep,
+    };
+    let whole = Totals::of(batches);
     for batch in batches {
-        let share = step.forward_backward(batch, None, scale, &mut sums).unwrap();
+        let share = step.forward_backward(batch, &whole, None, scale, &mut sums).unwrap();
         sum += share.sum * scale;
     }
     (sum, sums.gradients())
@@ -203,7 +212,13 @@ fn passes_are_one_batch_at_any_number_of_threads() {
             let mut stepper = Stepper::new(&update(), &bound.params, &Start::steps(4)).unwrap();
             let loss = Loss::default();
             let objective = loss.objective().unwrap();
-            let step = Step { policy: &bound.policy, params: &bound.params, objective, keep: true };
+            let step = Step {
+                policy: &bound.policy,
+                params: &bound.params,
+                objective: objective.as_ref(),
+                teacher: None,
+                keep: true,
+            };
             let mut used = Gradients::new();
             let mut report = |number| {
                 let describe = &|i: usize| format!("row {i}");
@@ -312,7 +327,13 @@ fn the_best_evaluation_is_kept_and_patience_ends_the_run() {
     assert_eq!(outcome.stopped, Some(Stopped::EarlyStopping));
     assert_eq!(outcome.steps, step + 3, "three evaluations without improvement, then the end");
     let objective = config.loss.objective().unwrap();
-    let (again, _) =
-        luthier_train::evaluate::evaluate(&bound.policy, objective, &rows[..3], 4096).unwrap();
+    let (again, _) = luthier_train::evaluate::evaluate(
+        &bound.policy,
+        objective.as_ref(),
+        None,
+        &rows[..3],
+        4096,
+    )
+    .unwrap();
     assert_eq!(again, best, "the weights are not those of the best evaluation");
 }

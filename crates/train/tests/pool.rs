@@ -52,6 +52,8 @@ fn run(bound: &Bound, tasks: &[usize], out: &Path, resume: bool) {
         train: &rows,
         eval: &[],
         rounds: tasks.len(),
+        draw: None,
+        teacher: None,
         order: &|round, _| {
             (0..3).map(|s| 6 * tasks[round] + 2 * s).map(|i| vec![i, i + 1]).collect()
         },

@@ -21,7 +21,7 @@ mod yaml;
 
 pub use parts::{Input, Model, Slice};
 pub use tokens::{RowOf, TokenRow, TokenSource, Tokens};
-pub use yaml::read_yaml;
+pub use yaml::{documents, read_yaml};
 
 /// Settings by name.
 pub type Settings = BTreeMap<String, Setting>;

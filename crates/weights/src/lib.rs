@@ -18,7 +18,7 @@ pub use config::{
 };
 pub use luthier_core::Method;
 pub use method::{Given, SPECS, Spec};
-pub use operands::{Operands, Put, Work};
+pub use operands::{Draws, Operands, Put, Table, Work};
 pub use setting::{Kind, Setting};
 
 /// Every merge that a file can name, by `merge_method`.
@@ -50,6 +50,7 @@ pub const METHODS: &[Method] = &[
     Method::usual("regmean", "linear maps whose outputs come nearest to those of all models"),
     Method::of(50, "lines", "on top of a merge: its change scaled by depth"),
     Method::of(60, "search.greedy", "a soup of those models that make it better"),
+    Method::of(60, "search.learned", "a mean whose weights follow the likelihood of data downhill"),
     Method::of(76, "search.grid", "all values of some settings, of which the best is kept"),
     Method::usual("search.coordinate", "one setting after the other, as long as it gets better"),
     Method::of(4, "antidote", "what matters most on harmful data set to 0 (luthier prune)"),

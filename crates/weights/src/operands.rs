@@ -48,12 +48,35 @@ pub enum Cut {
     Rows,
 }
 
-/// One tensor's work: its operands, the size of pieces, and the seed of its random choices.
+/// One tensor's work: its operands, the size of pieces, and where its random choices come from.
 #[derive(Clone, Copy)]
 pub struct Work<'a> {
     operands: &'a dyn Operands,
     piece: usize,
     seed: Seed,
+    table: Option<Table<'a>>,
+}
+
+/// A number from 0 up to 1, excluded, for an input besides the base and a place in its tensor.
+pub type Table<'a> = &'a (dyn Fn(usize, usize) -> f64 + Sync);
+
+/// The random choices about one input. A draw belongs to a place, never to an order.
+#[derive(Clone, Copy)]
+pub enum Draws<'a> {
+    /// By a seed.
+    Seed(Seed),
+    /// By a table, for the input of this number.
+    Table(Table<'a>, usize),
+}
+
+impl Draws<'_> {
+    /// A number from 0 up to 1, excluded: below a chance, it wins.
+    pub fn at(&self, at: usize) -> f64 {
+        match self {
+            Draws::Seed(seed) => (seed.at(at as u64).0 >> 11) as f64 / (1u64 << 53) as f64,
+            Draws::Table(table, input) => table(*input, at),
+        }
+    }
 }
 
 /// What a pass reads into, kept from piece to piece.
@@ -108,12 +131,17 @@ pub enum As {
 impl<'a> Work<'a> {
     /// The work on `operands`; `seed` belongs to this tensor alone.
     pub fn new(operands: &'a dyn Operands, seed: Seed) -> Self {
-        Work { operands, piece: PIECE, seed }
+        Work { operands, piece: PIECE, seed, table: None }
     }
 
     /// The same with pieces of another size, at least 1.
     pub fn in_pieces_of(self, piece: usize) -> Self {
         Work { piece: piece.max(1), ..self }
+    }
+
+    /// The same with draws that somebody else made, such as those of another program.
+    pub fn with_draws(self, table: Table<'a>) -> Self {
+        Work { table: Some(table), ..self }
     }
 
     /// Numbers of the tensor.
@@ -161,9 +189,12 @@ impl<'a> Work<'a> {
         self.operands.read(input, 0, out)
     }
 
-    /// The seed of the random choices about the `other`-th input.
-    pub fn seed(&self, other: usize) -> Seed {
-        self.seed.split("input").at(other as u64)
+    /// The random choices about the `other`-th input.
+    pub fn draws(&self, other: usize) -> Draws<'a> {
+        match self.table {
+            Some(table) => Draws::Table(table, other),
+            None => Draws::Seed(self.seed.split("input").at(other as u64)),
+        }
     }
 
     fn pieces(&self, cut: Cut) -> impl IndexedParallelIterator<Item = Piece> + use<> {

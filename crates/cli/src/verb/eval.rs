@@ -9,7 +9,7 @@ use std::{
 use luthier_core::{Error, Form, Policy, Result, Table};
 use luthier_data::ReadOptions;
 use luthier_model::Tokenizer;
-use luthier_probe::{Comparison, Kind, stats::Test};
+use luthier_probe::{Comparison, Kind, calibration::svg, stats::Test};
 use luthier_recipe::{
     Opened,
     decode::{Decode, Decoding},
@@ -37,8 +37,8 @@ pub struct Args {
     /// Questions with their answers: a file, folder or glob of any known layout
     #[arg(long, short, value_name = "DATA")]
     data: PathBuf,
-    /// exact_match, json_match, choice, nll or perplexity; options in TOML, as in
-    /// 'exact_match={extract="after_hashes"}'
+    /// exact_match, json_match, bleu, chrf, rouge_l, pass_at_k, choice, calibration (ECE), nll or
+    /// perplexity; options in TOML, as in 'exact_match={extract="after_hashes"}' or 'pass_at_k={k=[1,5],n=10}'
     #[arg(long, value_name = "METRIC", default_value = "exact_match")]
     metric: String,
     /// Compare with: `base` (without the adapter), an adapter folder, or a model
@@ -60,6 +60,9 @@ pub struct Args {
     /// Write the result of every example to this file, one JSON object per line
     #[arg(long, value_name = "FILE")]
     answers: Option<PathBuf>,
+    /// Draw the reliability diagram of a choice or of calibration into this SVG file
+    #[arg(long, value_name = "FILE")]
+    reliability: Option<PathBuf>,
     /// Divides the logits where answers are drawn; 0 always takes the most probable token [default: 0,
     /// or what the table of --decode says]
     #[arg(long, value_name = "T", allow_negative_numbers = true)]
@@ -144,6 +147,15 @@ pub fn run(mut args: Args) -> Result<()> {
         write_answers(path, &evaluated, &table)?;
         out::say(&format!("answers: {}", path.display()));
     }
+    if let Some(path) = &args.reliability {
+        let Some(found) = &evaluated.calibration else {
+            let what = format!("{} has no confidence to draw", metric.name());
+            return Err(Error::input("--reliability", what)
+                .hint("use --metric choice or --metric calibration"));
+        };
+        luthier_core::io::write_bytes(path, svg(&table.name, found).as_bytes())?;
+        out::say(&format!("reliability diagram: {}", path.display()));
+    }
     if !args.json {
         out::say(&speed(&evaluated, seconds));
         let mut text = described(&evaluated);
@@ -176,10 +188,19 @@ fn machine_readable(evaluated: &Evaluated) -> Value {
         value["fields"] = json!(fields);
         value["field_accuracy"] = json!(evaluated.field_accuracy);
     }
+    if let Some(signature) = &evaluated.signature {
+        value["signature"] = json!(signature);
+    }
+    if !evaluated.passing.is_empty() {
+        value["passing"] = json!(evaluated.passing);
+    }
     if let Some(choice) = &evaluated.choice {
         value["acc"] = json!(choice.acc);
         value["acc_norm"] = json!(choice.acc_norm);
         value["acc_bytes"] = json!(choice.acc_bytes);
+    }
+    if let Some(found) = &evaluated.calibration {
+        value["calibration"] = json!(found);
     }
     match &evaluated.likelihood {
         Some(Likelihood { report, .. }) => {
@@ -187,7 +208,7 @@ fn machine_readable(evaluated: &Evaluated) -> Value {
             value["perplexity"] = json!(report.perplexity);
             value["tokens"] = json!(report.tokens);
         }
-        None if evaluated.choice.is_none() => {
+        None if evaluated.choice.is_none() && evaluated.calibration.is_none() => {
             value["cut_answers"] = json!(evaluated.cut_answers);
             value["tokens"] = json!(evaluated.tokens_new);
         }
@@ -277,7 +298,7 @@ impl Other {
                 bring(&name)?;
                 let other = open(&name, first.precision.into())?;
                 let same = other.tokenizer.sha256() == first.tokenizer.sha256();
-                if matches!(metric, Kind::Nll(_)) && !same {
+                if matches!(metric, Kind::Nll(_) | Kind::Calibration(_)) && !same {
                     let what = "cuts text into other tokens (or words it by another template), so \
                         likelihoods per token cannot be compared";
                     return Err(Error::input(name, what).hint("compare by exact_match or choice"));
@@ -306,10 +327,25 @@ fn described(evaluated: &Evaluated) -> String {
         "{}  {:.4}  95 % interval [{:.4}, {:.4}]  n = {}\n",
         score.metric, score.value, score.ci95[0], score.ci95[1], score.n
     );
+    for score in evaluated.passing.iter().skip(1) {
+        text += &format!(
+            "{}  {:.4}  95 % interval [{:.4}, {:.4}]\n",
+            score.metric, score.value, score.ci95[0], score.ci95[1]
+        );
+    }
+    if let Some(signature) = &evaluated.signature {
+        text += &format!("{signature}\n");
+    }
     if let Some(choice) = &evaluated.choice {
         text += &format!(
             "acc {:.4}, acc_norm {:.4}, acc_bytes {:.4}\n",
             choice.acc, choice.acc_norm, choice.acc_bytes
+        );
+    }
+    if let Some(found) = &evaluated.calibration {
+        text += &format!(
+            "accuracy {:.4}, confidence {:.4}, ECE {:.4} ({:.4} in bins of equal mass), Brier {:.4}\n",
+            found.accuracy, found.confidence, found.ece, found.ece_mass, found.brier
         );
     }
     if let Some(Likelihood { report, .. }) = &evaluated.likelihood {

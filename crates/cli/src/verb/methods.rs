@@ -57,7 +57,7 @@ fn details(method: &MethodRow) -> String {
         vec!["does".to_string(), method.about.to_string()],
         vec!["seam".to_string(), method.seam.to_string()],
     ];
-    if let Some(place) = methods::place(method.seam) {
+    if let Some(place) = methods::place(method.seam, method.name) {
         let key = match method.seam {
             "data" => format!("[[data.steps]] with the key {}", method.name),
             "weights" => methods::merge_key(method.name),

@@ -25,4 +25,5 @@ pub mod reproduce;
 pub mod run;
 mod sampling_args;
 pub mod show;
+pub mod teach;
 pub mod train;

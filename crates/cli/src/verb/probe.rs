@@ -1,5 +1,11 @@
 //! `luthier probe`: one measurement.
 
+mod diversity;
+mod graft;
+mod pair;
+mod sharpness;
+mod tuco;
+
 use std::path::PathBuf;
 
 use luthier_core::{Error, Policy, Result};
@@ -33,14 +39,22 @@ pub struct Args {
 
 #[derive(clap::Subcommand)]
 enum What {
+    /// Of two models and their average, who is right where
+    Diversity(diversity::Args),
     /// How much the likelihood of data hangs on each variable of a recipe, for train.update.ewc
     Fisher(Fisher),
+    /// The smallest region of weights that carries a tuning, for merge_method: graft
+    Graft(graft::Args),
     /// Mean inner products of what the linear maps of a recipe's model read, for merge_method: regmean
     Gram(Fisher),
     /// Which rows of a file tuning has made likelier: nats per token ahead of the base
     Novelty(Novelty),
     /// Whether a model finds true answers likelier than others, before it is tuned to answer
     Ranking(ranking::Args),
+    /// How sharp the loss is around a model, layer by layer, and which layers tuning led astray
+    Sharpness(sharpness::Args),
+    /// How much of a pass tuning contributes, prompt by prompt
+    Tuco(tuco::Args),
 }
 
 /// Arguments of `luthier probe novelty`.
@@ -78,10 +92,14 @@ struct Fisher {
 /// Runs the verb.
 pub fn run(args: Args) -> Result<()> {
     match args.what {
+        What::Diversity(args) => diversity::run(args),
         What::Fisher(args) => fisher_values(args),
+        What::Graft(args) => graft::run(args),
         What::Gram(args) => products(args),
         What::Novelty(args) => novel(args),
         What::Ranking(args) => ranking::run(args),
+        What::Sharpness(args) => sharpness::run(args),
+        What::Tuco(args) => tuco::run(args),
     }
 }
 

@@ -5,6 +5,7 @@ mod beyond;
 mod refused;
 mod regmean;
 mod search;
+mod several;
 #[path = "../support/mod.rs"]
 mod support;
 #[path = "../../../model/tests/tiny/mod.rs"]

@@ -132,6 +132,36 @@ fn a_grid_tries_all_and_may_keep_all() {
 }
 
 #[test]
+fn a_learned_soup_is_no_worse_than_equal_weights_and_can_be_made_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path();
+    let alone = prepare(at);
+    let text = "merge_method: linear\nmodels: [{model: a}, {model: b}, {model: c}]\n";
+    assert_eq!(merge(at, &format!("{text}parameters: {{weight: 1}}\n"), "equal").code, 0);
+    let equal = nll(at, "equal");
+    for by in ["model", "layer", "tensor"] {
+        let how = format!("learned: {{steps: 12, learning_rate: 0.2, by: {by}}}");
+        let report = merge(at, &format!("{text}search: {{{how}, {DATA}}}\n"), by).json();
+        let score = report["found"]["score"].as_f64().unwrap();
+        assert!((nll(at, by) + score).abs() < 1e-9, "{by}");
+        // Random models have nothing in common: the way down leads to one of them.
+        assert!(-score < equal - 0.05, "{by}: {score} {equal} {alone:?}");
+        let tried: Value = io::read_json(&at.join(by).join("search.json")).unwrap();
+        assert_eq!(tried["tried"][0]["settings"], json!("equal weights"));
+        assert!((tried["tried"][0]["score"].as_f64().unwrap() + equal).abs() < 1e-9);
+        let losses = tried["learned"]["losses"].as_array().unwrap();
+        assert_eq!(losses.len(), 13);
+        // The first is that of equal weights, in f32 and not as they are stored.
+        assert!((losses[0].as_f64().unwrap() - equal).abs() < 1e-2, "{} {equal}", losses[0]);
+        let config = at.join(by).join("mergekit_config.yml");
+        let again = format!("again-{by}");
+        let ran = luthier(at, &["merge", config.to_str().unwrap(), "--out", &again], "");
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        assert_eq!(weights(&at.join(by)), weights(&at.join(again)));
+    }
+}
+
+#[test]
 fn searches_that_cannot_be_made_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let at = dir.path();
@@ -140,7 +170,7 @@ fn searches_that_cannot_be_made_are_refused() {
     let refuse = |search: &str, words: &[&str]| {
         merge(at, &format!("{text}search: {{{search}}}\n"), "no").refused(words);
     };
-    refuse(DATA, &["search", "0 ways", "greedy, grid or coordinate"]);
+    refuse(DATA, &["search", "0 ways", "greedy, grid, coordinate or learned"]);
     refuse(&format!("greedy: {{}}, grid: {{}}, {DATA}"), &["2 ways"]);
     refuse("grid: {alpha: [0, 1]}", &["search", "data"]);
     refuse(&format!("grid: {{alpha: 1}}, {DATA}"), &["search.grid.alpha", "expected a list"]);
@@ -148,6 +178,8 @@ fn searches_that_cannot_be_made_are_refused() {
     refuse(&format!("grid: {{weight of c: [1]}}, {DATA}"), &["weight of c", "models"]);
     refuse("grid: {alpha: [1]}, data: held.jsonl, metric: nl", &["search.metric", "nll"]);
     refuse(&format!("grd: {{}}, {DATA}"), &["grd", "grid"]);
+    refuse(&format!("learned: {{}}, {DATA}"), &["search.learned", "merge_method: linear"]);
+    refuse(&format!("learned: {{by: number}}, {DATA}"), &["search", "number", "tensor"]);
     let nowhere = format!("{text}search: {{grid: {{alpha: [1]}}, data: nowhere.jsonl}}\n");
     let ran = merge(at, &nowhere, "no");
     assert!(ran.code != 0 && ran.stderr.contains("nowhere.jsonl"), "{}", ran.stderr);

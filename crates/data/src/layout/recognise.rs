@@ -47,6 +47,7 @@ impl<'a> Recognised<'a> {
                     .hint(nearest::suggest(role, roles)));
             }
         }
+        stepwise(row, at)?;
         for shape in &shapes {
             let telling = if options.layout.is_some() { shape.sets.len() } else { shape.telling };
             for set in &shape.sets[..telling] {
@@ -199,6 +200,18 @@ impl<'a> Recognised<'a> {
         }
         sentence + ")"
     }
+}
+
+/// Refuses stepwise supervision: an answer in pieces, each with a verdict of its own.
+fn stepwise(row: &Map<String, Value>, at: &str) -> Result<()> {
+    let list = |column: &str| matches!(row.get(column), Some(Value::Array(_)));
+    if !(row.contains_key("prompt") && list("completions") && list("labels")) {
+        return Ok(());
+    }
+    let what = "stepwise supervision (prompt, completions, labels): no loss here judges the steps of \
+        an answer one by one";
+    Err(Error::input(at, what)
+        .hint("join the steps into one completion, with label true where all of them are right"))
 }
 
 fn roles(shape: &'static Shape) -> impl Iterator<Item = &'static str> {

@@ -193,9 +193,10 @@ fn part(row: &Row, range: std::ops::Range<usize>) -> Row {
     Row {
         ids: row.ids[range.clone()].to_vec(),
         targets: row.targets[range.clone()].to_vec(),
-        weights: row.weights[range].to_vec(),
-        example: row.example,
-        reference: row.reference,
+        weights: row.weights[range.clone()].to_vec(),
+        tags: row.tags.get(range).unwrap_or_default().to_vec(),
+        teacher: None,
+        ..*row
     }
 }
 

@@ -4,6 +4,7 @@ mod errors;
 mod formats;
 mod fuzz;
 mod layouts;
+mod trl;
 
 use std::{io::Write, path::PathBuf};
 

@@ -17,16 +17,22 @@ pub struct Mirostat {
 }
 
 impl Mirostat {
-    /// Draws at quantile `u` and moves `mu`.
-    pub fn draw(&self, mut kept: Vec<Candidate>, u: f64, mu: &mut f32) -> u32 {
+    /// Leaves those whose surprise is at most `mu`, in the order of their ids.
+    fn keep(kept: &mut Vec<Candidate>, mu: f32) {
         kept.sort_unstable_by(best_first);
-        let best = best_logit(&kept);
+        let best = best_logit(kept);
         let weight = |c: &Candidate| f64::from(c.logit - best).exp();
         let z: f64 = kept.iter().map(weight).sum();
-        let limit = f64::from(*mu);
-        let n = kept.iter().take_while(|c| -(weight(c) / z).log2() <= limit).count();
+        let n = kept.iter().take_while(|c| -(weight(c) / z).log2() <= f64::from(mu)).count();
         kept.truncate(n.max(1));
         kept.sort_unstable_by_key(|candidate| candidate.id);
+    }
+
+    /// Draws at quantile `u` and moves `mu`.
+    pub fn draw(&self, mut kept: Vec<Candidate>, u: f64, mu: &mut f32) -> u32 {
+        Mirostat::keep(&mut kept, *mu);
+        let best = best_logit(&kept);
+        let weight = |c: &Candidate| f64::from(c.logit - best).exp();
         let token = draw(&kept, u);
         let z: f64 = kept.iter().map(weight).sum();
         let drawn = kept.iter().find(|c| c.id == token).map_or(1.0, |c| weight(c) / z);
@@ -57,6 +63,51 @@ mod tests {
         let mut mu = 0.1;
         assert_eq!(rule.draw(kept, 0.9, &mut mu), 0);
         assert!((mu - 0.6).abs() < 1e-6, "{mu}");
+    }
+
+    /// tests/golden/make_llamacpp.py: the same tokens are kept, step after step, while the same are drawn.
+    #[test]
+    fn steps_are_those_of_llama_cpp() {
+        let golden = include_str!("../../../../tests/golden/llamacpp.json");
+        let golden: serde_json::Value = serde_json::from_str(golden).unwrap();
+        let number = |value: &serde_json::Value| value.as_f64().unwrap() as f32;
+        let list = |value: &serde_json::Value| value.as_array().unwrap().clone();
+        let mut sizes = std::collections::BTreeSet::new();
+        for run in list(&golden["mirostat"]) {
+            let rule = Mirostat { tau: number(&run["tau"]), eta: number(&run["eta"]) };
+            let mut mu = 2.0 * rule.tau;
+            for step in list(&run["steps"]) {
+                let all: Vec<Candidate> = list(&step["logits"])
+                    .iter()
+                    .zip(0u32..)
+                    .map(|(logit, id)| Candidate { id, logit: number(logit) })
+                    .collect();
+                let mut kept = all.clone();
+                Mirostat::keep(&mut kept, mu);
+                let mut theirs: Vec<(u64, f32)> = list(&step["kept"])
+                    .iter()
+                    .zip(list(&step["p"]))
+                    .map(|(id, p)| (id.as_u64().unwrap(), number(&p)))
+                    .collect();
+                theirs.sort_unstable_by_key(|(id, _)| *id);
+                let z: f32 = kept.iter().map(|c| c.logit.exp()).sum();
+                // The quantile in the middle of the token that they drew.
+                let (mut below, mut u) = (0.0, None);
+                assert_eq!(kept.len(), theirs.len());
+                for (candidate, (id, p)) in kept.iter().zip(&theirs) {
+                    assert_eq!(u64::from(candidate.id), *id);
+                    assert!((candidate.logit.exp() / z - p).abs() < 1e-5, "{id}: {p}");
+                    if step["token"] == *id {
+                        u = Some(below + f64::from(*p) / 2.0);
+                    }
+                    below += f64::from(*p);
+                }
+                sizes.insert(kept.len());
+                let token = rule.draw(all, u.unwrap(), &mut mu);
+                assert_eq!(step["token"], token);
+            }
+        }
+        assert!(sizes.len() > 10, "{sizes:?}");
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod identity;
 mod linear;
 mod mixture;
 mod proxy;
+mod rectify;
 
 use luthier_core::{Error, Result, nearest::suggest};
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,7 @@ pub use identity::Identity;
 pub use linear::Linear;
 pub use mixture::Mixture;
 pub use proxy::Proxy;
+pub use rectify::Rectify;
 
 /// Combines the logits of several sources at one token.
 ///

@@ -170,6 +170,37 @@ mod tests {
         assert!(hit > 100, "{hit}");
     }
 
+    /// tests/golden/make_llamacpp.py.
+    #[test]
+    fn penalties_are_those_of_llama_cpp() {
+        let golden = include_str!("../../../../tests/golden/llamacpp.json");
+        let golden: serde_json::Value = serde_json::from_str(golden).unwrap();
+        let ids = |value: &serde_json::Value| -> Vec<u32> {
+            value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+        };
+        let mut taken = 0;
+        for case in golden["dry"].as_array().unwrap() {
+            let number = |key: &str| case[key].as_f64().unwrap() as f32;
+            let dry = Dry {
+                multiplier: number("multiplier"),
+                base: number("base"),
+                allowed_length: number("allowed_length") as usize,
+                breakers: ids(&case["breakers"]),
+                ..Dry::default()
+            };
+            let (text, want) = (ids(&case["text"]), case["taken"].as_array().unwrap());
+            let (prompt, tokens) = text.split_at(text.len() / 3);
+            let mut logits = vec![0f32; want.len()];
+            dry.constrain(&SoFar { prompt, tokens }, &mut logits);
+            for (id, (got, want)) in logits.iter().zip(want).enumerate() {
+                let want = want.as_f64().unwrap() as f32;
+                assert!((got + want).abs() < 1e-4 * (1.0 + want), "{case} {id}: {got}");
+                taken += usize::from(want > 0.0);
+            }
+        }
+        assert!(taken > 30, "{taken}");
+    }
+
     #[test]
     fn a_stretch_of_three_tokens_costs_one_power() {
         // "a b c d … a b c": d is what repeats three tokens.

@@ -1,5 +1,6 @@
 //! Where logits come from.
 
+mod ngram;
 mod policy;
 mod reworded;
 
@@ -9,6 +10,7 @@ use candle_core::{DType, Tensor};
 use luthier_core::{Cache, Ctx, Policy, Result, Rows};
 use luthier_kernels::tensor;
 
+pub use ngram::{Ngram, NgramSource};
 pub use policy::PolicySource;
 pub use reworded::Reworded;
 

@@ -17,7 +17,7 @@ use candle_core::{DType, Device, Tensor};
 use luthier_core::{Batch, Error, Logits, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::{Log, Objective, Terms, Unit, apart::apart};
+use crate::{Log, Objective, Seen, Terms, Unit, apart::apart};
 
 /// Tokens whose logits exist at a time: with 49 152 of them, 12 MB for each of four tables.
 const PIECE: usize = 64;
@@ -121,7 +121,8 @@ impl Objective for Align {
         step.iter().map(paraphrases).sum()
     }
 
-    fn terms(&self, out: &mut dyn Logits, batch: &Batch) -> Result<Terms> {
+    fn terms(&self, seen: Seen) -> Result<Terms> {
+        let Seen { out, batch, .. } = seen;
         let pairs = Pairs::of(batch)?;
         if pairs.targets_m.is_empty() {
             let sum = Tensor::zeros((), DType::F32, &Device::Cpu)?;

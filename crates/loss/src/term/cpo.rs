@@ -15,11 +15,11 @@
 //! takes all tokens of a batch together: a step's loss may not depend on how the step is cut. (2) SimPO
 //! is `loss_type = "simpo"` with `cpo_alpha = 0`, as TRL advises.
 
-use luthier_core::{Batch, Error, Logits, Result};
+use luthier_core::{Batch, Error, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Objective, Terms, Unit,
+    Objective, Seen, Terms, Unit,
     pair::{Answer, Charge, charge, dual::Dual, number},
 };
 
@@ -114,7 +114,8 @@ impl Objective for Cpo {
         number(step)
     }
 
-    fn terms(&self, out: &mut dyn Logits, batch: &Batch) -> Result<Terms> {
+    fn terms(&self, seen: Seen) -> Result<Terms> {
+        let Seen { out, batch, .. } = seen;
         charge(out, batch, &|chosen, rejected| {
             let worth = [self.worth(chosen), self.worth(rejected)];
             let nll = -chosen.per_token(chosen.logp);

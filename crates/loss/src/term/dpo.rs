@@ -18,19 +18,26 @@
 //! | `apo_down` | `σ(βc) + 1 − σ(β(c − r))` |
 //! | `discopop` | `(1−m)·(−ln σ(βδ)) + m·e^(−βδ)`, `m = σ(βδ/τ)` |
 //! | `sigmoid_norm` | `−ln σ(β(s_c/|c| − s_r/|r|))`, per token |
+//! | `aot` | as cDPO's `sigmoid`; k-th smallest `logp_c − logp_r` against k-th smallest of the reference |
+//! | `aot_unpaired` | the same for the k-th smallest `c` against the k-th smallest `r` |
+//! | `sft` | `−logp_c/|c|` |
 //!
-//! The step's loss is the mean over pairs.
+//! The step's loss is the mean over pairs. `ld_alpha` is what counts the length of an answer beyond the
+//! shorter one of its pair (LD-DPO), `use_weighting` multiplies by how likely the policy itself is to
+//! say either answer (WPO).
 //!
 //! **Departures**: (1) the reference is the policy as training began, asked once for every row; (2) TRL's
-//! `sigmoid` leaves `label_smoothing` aside; (3) `aot` sorts a batch, so that its loss depends on how a
-//! step is cut: it is left out, as are `sft` (see `cpo`), `ld_alpha` and `use_weighting`.
+//! `sigmoid` leaves `label_smoothing` aside; (3) `aot` and `aot_unpaired` sort the pairs of a `group` of
+//! neighbours in the file, which no cut of a step parts, where TRL sorts what happens to be on a device;
+//! with them `use_weighting` is refused, for a charge is no pair's own; (4) `sft` is a mean over the
+//! tokens of an answer and then over pairs; (5) with `ld_alpha`, means per token count tokens as it does.
 
-use luthier_core::{Batch, Error, Logits, Result};
+use luthier_core::{Batch, Error, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Objective, Terms, Unit,
-    pair::{Answer, Charge, charge, dual::Dual, number},
+    Objective, Seen, Terms, Unit,
+    pair::{Answer, Charge, Charges, charge, charge_groups, dual::Dual, number, on_policy},
 };
 
 /// `[train.loss.dpo]`.
@@ -52,6 +59,13 @@ pub struct Dpo {
     pub f_alpha_divergence_coef: f64,
     /// τ of `discopop`.
     pub discopop_tau: f64,
+    /// What tokens beyond the shorter answer of a pair count.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ld_alpha: Option<f64>,
+    /// Whether pairs count by how likely the policy is to say them.
+    pub use_weighting: bool,
+    /// How many neighbouring pairs `aot` and `aot_unpaired` sort.
+    pub group: usize,
 }
 
 impl Default for Dpo {
@@ -64,6 +78,9 @@ impl Default for Dpo {
             f_divergence_type: Divergence::ReverseKl,
             f_alpha_divergence_coef: 0.5,
             discopop_tau: 0.05,
+            ld_alpha: None,
+            use_weighting: false,
+            group: 8,
         }
     }
 }
@@ -115,6 +132,9 @@ pub enum LossType {
     ApoDown,
     Discopop,
     SigmoidNorm,
+    Aot,
+    AotUnpaired,
+    Sft,
 }
 
 /// A divergence `f` from the reference, of which `f'` of the ratio enters.
@@ -154,13 +174,13 @@ impl Dpo {
     fn cost(&self, way: LossType, chosen: &Answer, rejected: &Answer) -> Dual {
         let (beta, eps) = (self.beta, self.label_smoothing);
         let (c, r) = (chosen.log_ratio(), rejected.log_ratio());
+        let smooth = |x: Dual| -x.log_sigmoid() * (1.0 - eps) - (-x).log_sigmoid() * eps;
         let (s_c, s_r) = (self.score(c), self.score(r));
         let logits = (s_c - s_r) * beta;
         let per_token = chosen.per_token(s_c) - rejected.per_token(s_r);
         match way {
-            LossType::Sigmoid => {
-                -logits.log_sigmoid() * (1.0 - eps) - (-logits).log_sigmoid() * eps
-            }
+            // What is sorted comes as a pair of its own.
+            LossType::Sigmoid | LossType::Aot | LossType::AotUnpaired => smooth(logits),
             LossType::Hinge => (-logits + 1.0).relu(),
             LossType::Ipo => (per_token - 0.5 / beta).square(),
             LossType::ExoPair => {
@@ -184,7 +204,50 @@ impl Dpo {
                 -logits.log_sigmoid() * (-mix + 1.0) + (-logits).exp() * mix
             }
             LossType::SigmoidNorm => -(per_token * beta).log_sigmoid(),
+            LossType::Sft => -chosen.per_token(chosen.logp),
         }
+    }
+
+    /// Whether pairs are charged together.
+    fn sorts(&self) -> bool {
+        self.loss_type.0.iter().any(|way| matches!(way, LossType::Aot | LossType::AotUnpaired))
+    }
+
+    /// What the pairs of a group cost in one way, and by which pair's chosen and rejected answer.
+    fn costs(&self, way: LossType, pairs: &[[Answer; 2]]) -> Vec<([usize; 2], Dual)> {
+        let sorted = |of: &dyn Fn(&[Answer; 2]) -> f64| {
+            let mut order: Vec<usize> = (0..pairs.len()).collect();
+            order.sort_by(|a, b| of(&pairs[*a]).total_cmp(&of(&pairs[*b])));
+            order
+        };
+        match way {
+            LossType::Aot => {
+                let own = sorted(&|[c, r]| c.logp.v - r.logp.v);
+                let reference = sorted(&|[c, r]| c.reference - r.reference);
+                let cost = |(own, reference): (usize, usize)| {
+                    let [mut c, mut r] = pairs[own];
+                    [c.reference, r.reference] = pairs[reference].map(|answer| answer.reference);
+                    (c.tokens, r.tokens) = (1.0, 1.0);
+                    ([own; 2], self.cost(way, &c, &r))
+                };
+                own.into_iter().zip(reference).map(cost).collect()
+            }
+            LossType::AotUnpaired => {
+                let chosen = sorted(&|[c, _]| c.log_ratio().v);
+                let rejected = sorted(&|[_, r]| r.log_ratio().v);
+                let cost =
+                    |(c, r): (usize, usize)| ([c, r], self.cost(way, &pairs[c][0], &pairs[r][1]));
+                chosen.into_iter().zip(rejected).map(cost).collect()
+            }
+            _ => {
+                let cost = |(i, [c, r]): (usize, &[Answer; 2])| ([i; 2], self.cost(way, c, r));
+                pairs.iter().enumerate().map(cost).collect()
+            }
+        }
+    }
+
+    fn rewards(&self, pair: &[Answer; 2]) -> [f64; 2] {
+        [0, 1].map(|side| self.beta * pair[side].log_ratio().v)
     }
 }
 
@@ -211,7 +274,7 @@ impl Objective for Dpo {
         }
         let by_difference = |way: &LossType| {
             use LossType::*;
-            !matches!(way, NcaPair | BcoPair | SppoHard | ApoZero | ApoDown)
+            !matches!(way, NcaPair | BcoPair | SppoHard | ApoZero | ApoDown | Aot | AotUnpaired)
         };
         if self.f_divergence_type != Divergence::ReverseKl && !ways.iter().all(by_difference) {
             let what = "only reverse_kl fits loss types that do not look at a difference";
@@ -220,27 +283,62 @@ impl Objective for Dpo {
         if self.discopop_tau <= 0.0 {
             return refuse("discopop_tau", "expected a number above 0".into());
         }
+        if let Some(alpha) = self.ld_alpha
+            && !(0.0..=1.0).contains(&alpha)
+        {
+            return refuse("ld_alpha", format!("expected from 0 to 1, got {alpha}"));
+        }
+        if self.sorts() && self.group < 2 {
+            return refuse("group", "one pair cannot be sorted, expected 2 or more".into());
+        }
+        if self.sorts() && self.use_weighting {
+            let what = "aot charges no pair by itself, so there is none to be weighed";
+            return refuse("use_weighting", what.into());
+        }
         Ok(())
     }
 
     fn unit(&self) -> Unit {
-        Unit::Pair { reference: true }
+        match self.sorts() {
+            true => Unit::Pairs { group: self.group },
+            false => Unit::Pair { reference: true },
+        }
     }
 
     fn normaliser(&self, step: &[&Batch]) -> f64 {
         number(step)
     }
 
-    fn terms(&self, out: &mut dyn Logits, batch: &Batch) -> Result<Terms> {
-        charge(out, batch, &|chosen, rejected| {
-            let weight = |i: usize| self.loss_weights.get(i).copied().unwrap_or(1.0);
-            let ways = self.loss_type.0.iter().enumerate();
-            let costs = ways.map(|(i, way)| self.cost(*way, chosen, rejected) * weight(i));
-            Charge {
-                cost: costs.fold(Dual::constant(0.0), |a, b| a + b),
-                rewards: [chosen, rejected].map(|answer| self.beta * answer.log_ratio().v),
-                more: Vec::new(),
-            }
+    fn terms(&self, seen: Seen) -> Result<Terms> {
+        let Seen { out, batch, .. } = seen;
+        let weight = |i: usize| self.loss_weights.get(i).copied().unwrap_or(1.0);
+        let ways = || self.loss_type.0.iter().enumerate();
+        if self.sorts() {
+            return charge_groups(out, batch, self.group, &|pairs, _| {
+                let of = |(i, way): (usize, &LossType)| {
+                    let costs = self.costs(*way, pairs);
+                    costs.into_iter().map(move |(of, cost)| (of, cost * weight(i)))
+                };
+                let told = pairs.iter().map(|pair| (self.rewards(pair), Vec::new())).collect();
+                Charges { costs: ways().flat_map(of).collect(), told }
+            });
+        }
+        let cost = |chosen: &Answer, rejected: &Answer| {
+            let costs = ways().map(|(i, way)| self.cost(*way, chosen, rejected) * weight(i));
+            costs.fold(Dual::constant(0.0), |a, b| a + b)
+        };
+        if self.use_weighting {
+            let weights = on_policy(out, batch)?;
+            return charge_groups(out, batch, 1, &|pairs, i| {
+                let [chosen, rejected] = &pairs[0];
+                let told = vec![(self.rewards(&pairs[0]), vec![("weight", weights[i])])];
+                Charges { costs: vec![([0, 0], cost(chosen, rejected) * weights[i])], told }
+            });
+        }
+        charge(out, batch, &|chosen, rejected| Charge {
+            cost: cost(chosen, rejected),
+            rewards: self.rewards(&[*chosen, *rejected]),
+            more: Vec::new(),
         })
     }
 }

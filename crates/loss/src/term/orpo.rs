@@ -7,11 +7,11 @@
 //! **Departures**: (1) TRL's likelihood covers the prompt as well and all tokens of a batch together;
 //! here it is the answer's, a mean over its tokens and then over pairs.
 
-use luthier_core::{Batch, Error, Logits, Result};
+use luthier_core::{Batch, Error, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Objective, Terms, Unit,
+    Objective, Seen, Terms, Unit,
     pair::{Charge, charge, number},
 };
 
@@ -46,7 +46,8 @@ impl Objective for Orpo {
         number(step)
     }
 
-    fn terms(&self, out: &mut dyn Logits, batch: &Batch) -> Result<Terms> {
+    fn terms(&self, seen: Seen) -> Result<Terms> {
+        let Seen { out, batch, .. } = seen;
         charge(out, batch, &|chosen, rejected| {
             let [c, r] = [chosen, rejected].map(|answer| answer.per_token(answer.logp));
             let odds = (c - r) - (c.log_1m_exp() - r.log_1m_exp());

@@ -81,6 +81,7 @@ impl ModelConfig {
             max_positions,
             rms_eps: file.float(&key("attention.layer_norm_rms_epsilon"))?,
             rope: rope(file, name, head_dim, max_positions)?,
+            labels: None,
             tied: !has("output.weight"),
             qkv_bias,
             o_bias,

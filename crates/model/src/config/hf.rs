@@ -90,6 +90,7 @@ impl ModelConfig {
             Arch::Qwen2 => (true, false),
         };
         let no_rope_layers = no_rope(&keys, arch, layers)?;
+        let labels = labels(&keys)?;
         let (sliding_window, sliding_layers) = sliding(&keys, arch, layers, &no_rope_layers)?;
         let mut config = ModelConfig {
             arch,
@@ -103,7 +104,8 @@ impl ModelConfig {
             max_positions,
             rms_eps: keys.number("rms_norm_eps")?.unwrap_or(1e-6),
             rope: rope(&keys, head_dim, max_positions, defaults.theta)?,
-            tied: keys.flag("tie_word_embeddings", defaults.tied)?,
+            tied: keys.flag("tie_word_embeddings", defaults.tied)? && labels.is_none(),
+            labels,
             qkv_bias,
             o_bias,
             mlp_bias: matches!(arch, Arch::Llama | Arch::SmolLM3)
@@ -150,6 +152,16 @@ fn read_arch(keys: &Keys) -> Result<Arch> {
         Error::input(&keys.at, format!("model_type {model_type:?} is not supported"))
             .hint(format!("supported: {}", supported()))
     })
+}
+
+/// How many labels the head scores, by the class of the model: those that are named, or else two.
+fn labels(keys: &Keys) -> Result<Option<usize>> {
+    let class = keys.get("architectures").and_then(|all| all.get(0)).and_then(Value::as_str);
+    if !class.is_some_and(|class| class.ends_with(super::SCORING)) {
+        return Ok(None);
+    }
+    let named = keys.get("id2label").and_then(Value::as_object).map(Map::len);
+    Ok(Some(named.or(keys.size("num_labels")?).unwrap_or(2)))
 }
 
 /// What would change the forward pass and is not built.

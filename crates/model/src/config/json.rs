@@ -29,6 +29,24 @@ impl ModelConfig {
         Ok(map)
     }
 
+    /// The same body with a head that scores labels of these names.
+    pub fn scoring(mut self, names: &[String]) -> Result<Self> {
+        if self.raw.is_empty() {
+            self.raw = self.compose("float32")?;
+        }
+        let numbered = names.iter().enumerate();
+        let by_id: Map<String, Value> =
+            numbered.clone().map(|(i, name)| (i.to_string(), json!(name))).collect();
+        let by_name: Map<String, Value> =
+            numbered.map(|(i, name)| (name.clone(), json!(i))).collect();
+        self.raw.insert("architectures".into(), json!([self.arch.scoring_class()]));
+        self.raw.insert("id2label".into(), Value::Object(by_id));
+        self.raw.insert("label2id".into(), Value::Object(by_name));
+        self.raw.remove("num_labels");
+        (self.labels, self.tied) = (Some(names.len()), false);
+        Ok(self)
+    }
+
     fn compose(&self, dtype: &str) -> Result<Map<String, Value>> {
         let mut map = Map::new();
         let mut put = |key: &str, value: Value| map.insert(key.to_string(), value);

@@ -9,7 +9,7 @@ use candle_core::Tensor;
 use luthier_core::{Error, Model, Policy, Result, SiteInfo, StateDict, io, nearest::nearest};
 use serde_json::{Map, Value};
 
-use super::{Base, CONFIG, PREFIX, WEIGHTS, ia3, ln_tuning, lora, prompt, tokens};
+use super::{Base, CONFIG, PREFIX, WEIGHTS, head, ia3, ln_tuning, lora, prompt, tokens};
 use crate::{Bound, Params, Scope};
 
 /// An adapter folder on its way to a form and variables.
@@ -69,6 +69,13 @@ impl<'m> Reader<'m> {
     /// Keys of the tensors that nobody has taken.
     pub fn keys(&self) -> Vec<String> {
         self.file.iter().map(|(key, _)| key.to_string()).collect()
+    }
+
+    /// Leaves a module out of `modules_to_save`: somebody has taken its tensors.
+    pub fn save_no_more(&mut self, module: &str) {
+        if let Some(Value::Array(modules)) = self.config.get_mut("modules_to_save") {
+            modules.retain(|name| name != module);
+        }
     }
 
     /// Takes a tensor out of the file.
@@ -167,7 +174,9 @@ pub fn load(dir: &Path, model: &Arc<dyn Model>, base_sha256: Option<&str>) -> Re
         let at = reader.weights.display().to_string();
         return Err(Error::input(at, "holds no adapter tensor"));
     }
-    let form = read(&mut reader)?;
+    let head = head::read(&mut reader)?;
+    let mut form = read(&mut reader)?;
+    form.head = head;
     let Reader { weights, state, .. } = reader;
     bind(form, model, state).map_err(|e| Error::within(weights.display(), e))
 }

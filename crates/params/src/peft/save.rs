@@ -6,7 +6,9 @@ use candle_core::{Tensor, Var};
 use luthier_core::{Error, Result, SiteMap, StateDict, io};
 use serde_json::Value;
 
-use super::{Base, CONFIG, PREFIX, WEIGHTS, card::Card, ia3, ln_tuning, lora, prompt, tokens};
+use super::{
+    Base, CONFIG, PREFIX, WEIGHTS, card::Card, head, ia3, ln_tuning, lora, prompt, tokens,
+};
 use crate::Bound;
 
 /// What is being written.
@@ -69,7 +71,7 @@ pub fn save(dir: &Path, bound: &Bound, sites: &SiteMap, base: &Base) -> Result<(
     let left = bound.params.iter().map(|p| (p.name.as_str(), &p.var)).collect();
     let mut out = Out { bound, sites, base, left, state: StateDict::default() };
     let form = &bound.form;
-    let about = match (&form.lora, &form.ia3, &form.ln_tuning, &form.tokens, &form.prompt) {
+    let mut about = match (&form.lora, &form.ia3, &form.ln_tuning, &form.tokens, &form.prompt) {
         (Some(lora), None, _, _, None) => lora::write(lora, &mut out)?,
         (None, Some(ia3), _, None, None) => ia3::write(ia3, &mut out)?,
         (None, None, Some(norms), None, None) => ln_tuning::write(norms, &mut out)?,
@@ -81,6 +83,9 @@ pub fn save(dir: &Path, bound: &Bound, sites: &SiteMap, base: &Base) -> Result<(
             return Err(Error::failed("train.params", what));
         }
     };
+    if let Some(form) = &form.head {
+        head::write(form, &mut out, &mut about.config)?;
+    }
     if let Some(name) = out.left().next() {
         return Err(Error::failed(name, "has no place in a PEFT adapter"));
     }

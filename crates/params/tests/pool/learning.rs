@@ -20,7 +20,7 @@ fn trained(bound: &Bound) -> Vec<String> {
             targets: t.to_vec(),
             weights: vec![1.0; t.len()],
             example: i,
-            reference: 0.0,
+            ..Row::default()
         })
         .collect();
     let batch = Batch::from_rows(&rows);
@@ -69,8 +69,12 @@ fn the_pull_is_the_cosine_of_the_published_loss() {
     let batch = Batch {
         targets_n: ids.clone(),
         weights_n: vec![1.0; ids.len()],
+        tags_n: vec![0; ids.len()],
         examples_b: vec![0; 4],
         references_b: vec![0.0; 4],
+        tasks_b: vec![0; 4],
+        labels_b: vec![0.0; 4],
+        teachers_b: vec![None; 4],
         ids_n: ids,
         rows,
     };

@@ -49,6 +49,15 @@ impl Bootstrap {
         Ok(interval(ratios))
     }
 
+    /// 95 % interval of any number that is made of drawn outcomes, which are named by their place.
+    pub fn interval(
+        &self,
+        n: usize,
+        statistic: impl Fn(&mut dyn Iterator<Item = usize>) -> f64 + Sync,
+    ) -> Result<[f64; 2]> {
+        Ok(interval(self.resample(n, statistic)?))
+    }
+
     /// Mean of `after − before`, its 95 % interval, and the two-sided p-value of "no difference":
     /// twice the share of resamples on the other side of 0.
     pub fn paired(&self, before: &[f64], after: &[f64]) -> Result<(f64, [f64; 2], f64)> {

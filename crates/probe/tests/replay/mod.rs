@@ -51,6 +51,10 @@ pub fn batch(number: u32, weights: &[f32]) -> Batch {
         rows: Arc::new(Rows::single(n)),
         examples_b: vec![number as usize],
         references_b: vec![0.0],
+        tasks_b: vec![0],
+        labels_b: vec![0.0],
+        tags_n: vec![0; n],
+        teachers_b: vec![None],
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! A table of a recipe, and what `--decode FILE` reads. [`Decoding::open`] makes of it what runs.
 
+mod ngram;
 mod open;
 mod prompts;
 mod rules;
@@ -20,6 +21,7 @@ use luthier_decode::{
 };
 use serde::{Deserialize, Serialize};
 
+pub use ngram::Texts;
 pub use open::{Decoding, Job};
 pub use vocabulary::{compare, words};
 
@@ -76,6 +78,9 @@ pub struct Source {
     /// What tuning contributes to each block of `policy`, times this number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scaled: Option<f64>,
+    /// In the place of a model: what came next in these texts after the same tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ngram: Option<Texts>,
     /// How the prompt is worded.
     pub template: Template,
     /// Another system turn.
@@ -92,6 +97,7 @@ impl Default for Source {
             model: POLICY.to_string(),
             adapter: None,
             scaled: None,
+            ngram: None,
             template: Template::Same,
             system: None,
             user: None,
@@ -179,6 +185,7 @@ impl Decode {
                 source.model = local.display().to_string();
             }
             source.adapter.iter_mut().for_each(|dir| *dir = base.join(&*dir));
+            source.ngram.iter_mut().for_each(|texts| texts.data = base.join(&texts.data));
         }
         let rules = &mut self.constrain;
         for file in [&mut rules.json_schema, &mut rules.grammar].into_iter().flatten() {
@@ -210,7 +217,20 @@ impl Decode {
                     .hint("leave out best_of and self_consistency"));
             }
         }
+        self.sources.iter().try_for_each(|(name, source)| source.check(name))?;
         self.constrain.check()
+    }
+}
+
+impl Source {
+    fn check(&self, name: &str) -> Result<()> {
+        let Some(texts) = &self.ngram else { return Ok(()) };
+        let at = format!("decode.sources.{name}");
+        if self.model != POLICY || self.adapter.is_some() || self.scaled.is_some() {
+            let what = "contradicts model, adapter and scaled: texts have no weights";
+            return Err(Error::input(format!("{at}.ngram"), what));
+        }
+        texts.check(&format!("{at}.ngram"))
     }
 }
 

@@ -8,22 +8,31 @@ use luthier_decode::{
     best::{best_of, majority, mean_logprob},
     combine::Picked,
     generate_from,
-    sources::{PolicySource, Reworded, Source as Logits},
+    sources::{Ngram, PolicySource, Reworded, Source as Logits},
 };
 use luthier_model::Tokenizer;
 
 use super::{BASE, Decode, POLICY, Source, compare, prompts, rules};
 use crate::{Opened, open_for};
 
-/// A source with its model.
+/// A source with what gives its logits.
 struct Member {
     name: String,
     source: Source,
-    policy: Policy,
-    /// For a scaled source, what it is scaled from.
-    base: Option<(Policy, f64)>,
+    gives: Gives,
     tokenizer: Arc<Tokenizer>,
+    /// Tokens that it can read; 0 is any number.
     context: usize,
+}
+
+/// What gives logits.
+enum Gives {
+    /// A model.
+    Model(Policy),
+    /// A model and what it was tuned from, with what tuning adds to each block, times a number.
+    Scaled(Policy, Policy, f64),
+    /// Texts.
+    Texts(Ngram),
 }
 
 /// A table of which everything is open.
@@ -71,6 +80,19 @@ impl Decoding {
         let mut members = Vec::with_capacity(names.len());
         for name in &names {
             let source = named(table, name)?;
+            if let Some(texts) = &source.ngram {
+                let at = format!("decode.sources.{name}.ngram");
+                let gives = Gives::Texts(texts.open(&at, &opened.tokenizer)?);
+                let tokenizer = opened.tokenizer.clone();
+                members.push(Member {
+                    name: name.to_string(),
+                    source,
+                    gives,
+                    tokenizer,
+                    context: 0,
+                });
+                continue;
+            }
             // Each model is loaded once, however many sources it is the model of.
             if ![POLICY, BASE].contains(&source.model.as_str())
                 && source.model != opened.name
@@ -85,8 +107,8 @@ impl Decoding {
             members.push(Member::new(name, source, model, policy)?);
         }
         let rule = Picked::new(table.combine.clone(), &names)?;
-        let widths = members.iter().map(|member| member.policy.model.vocab());
-        let vocab = widths.min().unwrap_or(opened.model.vocab());
+        let vocab = members.iter().filter_map(Member::vocab).min();
+        let vocab = vocab.unwrap_or(opened.model.vocab());
         let tokenizer = opened.tokenizer.clone();
         let decoding =
             Decoding { members, rule, vocab, constrain, table: table.clone(), tokenizer };
@@ -250,25 +272,41 @@ impl Member {
             (None, POLICY) => policy.clone(),
             (None, _) => plain.clone(),
         };
-        let base = source.scaled.map(|alpha| (plain, alpha));
-        if let Some((base, alpha)) = &base {
-            Scaled::new(base, &bound, *alpha).map_err(|e| Error::within(&at, e))?;
-        }
+        let gives = match source.scaled {
+            None => Gives::Model(bound),
+            Some(alpha) => {
+                Scaled::new(&plain, &bound, alpha).map_err(|e| Error::within(&at, e))?;
+                Gives::Scaled(bound, plain, alpha)
+            }
+        };
         Ok(Member {
             name: name.to_string(),
             source,
-            policy: bound,
-            base,
+            gives,
             tokenizer: model.tokenizer.clone(),
             context: model.config.max_positions,
         })
     }
 
+    /// The size of its vocabulary, where it has one of its own.
+    fn vocab(&self) -> Option<usize> {
+        match &self.gives {
+            Gives::Model(policy) | Gives::Scaled(policy, ..) => Some(policy.model.vocab()),
+            Gives::Texts(_) => None,
+        }
+    }
+
     fn logits(&self, max_batch: usize, vocab: usize) -> Result<Box<dyn Logits + '_>> {
-        Ok(match &self.base {
-            None => Box::new(PolicySource::new(&self.policy, max_batch).narrowed(vocab)),
-            Some((base, alpha)) => {
-                Box::new(Scaled::new(base, &self.policy, *alpha)?.source(max_batch))
+        Ok(match &self.gives {
+            Gives::Model(policy) => {
+                Box::new(PolicySource::new(policy, max_batch).narrowed(vocab))
+            }
+            Gives::Scaled(policy, base, alpha) => {
+                Box::new(Scaled::new(base, policy, *alpha)?.source(max_batch))
+            }
+            Gives::Texts(texts) => {
+                let at = |e| Error::within(format!("decode.sources.{}.ngram", self.name), e);
+                Box::new(texts.source(max_batch, vocab).map_err(at)?)
             }
         })
     }

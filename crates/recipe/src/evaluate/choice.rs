@@ -11,12 +11,15 @@ use luthier_core::{
 };
 use luthier_model::{Tokenizer, render::prompt_text};
 use luthier_probe::{
-    Bootstrap, Score,
+    Bootstrap, Calibration, Score,
     metric::{Choice, ChoiceVerdict},
 };
 use serde_json::Value;
 
-use super::{AnswerRow, ChoiceScores, Evaluated, OnDone, PASS_TOKENS, answers::question as asked};
+use super::{
+    AnswerRow, ChoiceScores, Evaluated, OnDone, PASS_TOKENS, answers::question as asked,
+    calibration::of_choices,
+};
 
 /// A question ready to be scored.
 struct Question {
@@ -48,6 +51,7 @@ pub fn choice(
     let questions: Vec<Question> = table.examples.iter().map(read).collect::<Result<_>>()?;
     let mut rows = Vec::with_capacity(questions.len());
     let (mut outcomes, mut verdicts) = (Vec::new(), Vec::<ChoiceVerdict>::new());
+    let mut confidences = Vec::with_capacity(questions.len());
     let mut begin = 0;
     while begin < questions.len() {
         let (mut end, mut tokens) = (begin + 1, questions[begin].tokens());
@@ -62,6 +66,7 @@ pub fn choice(
             let at = example.origin.to_string();
             let verdict = metric.judge(&at, &logps, &texts, question.answer)?;
             outcomes.push(verdict.value(metric.measure));
+            confidences.push(of_choices(&logps, verdict.picked, question.answer));
             rows.push(AnswerRow {
                 origin: at,
                 prompt: asked(example),
@@ -86,7 +91,9 @@ pub fn choice(
     };
     let score = Score::of("choice", &outcomes, &Bootstrap::default())?;
     let tokens_read = questions.iter().map(Question::read_once).sum();
-    Ok(Evaluated { tokens_read, choice: Some(choice), ..Evaluated::of(score, outcomes, rows) })
+    let calibration = Some(Calibration::of(&confidences)?);
+    let plain = Evaluated::of(score, outcomes, rows);
+    Ok(Evaluated { tokens_read, choice: Some(choice), calibration, ..plain })
 }
 
 impl Question {

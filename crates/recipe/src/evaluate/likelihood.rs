@@ -44,8 +44,13 @@ pub fn likelihood(
     limits: &Limits,
     on_done: OnDone,
 ) -> Result<Likelihood> {
+    measure(policy, &rows(tokenizer, table, limits)?, table, on_done)
+}
+
+/// The rows that [`likelihood`] measures.
+pub fn rows(tokenizer: &Tokenizer, table: &Table, limits: &Limits) -> Result<Vec<Row>> {
     if table.examples.iter().all(is_text) {
-        return texts(policy, tokenizer, table, limits.max_length, on_done);
+        return texts(tokenizer, table, limits.max_length);
     }
     // A second answer (the rejected one of a pair) is not what the model ought to find likely.
     let first = Table {
@@ -65,7 +70,7 @@ pub fn likelihood(
     }
     // A piece whose answer went to another piece measures nothing.
     rows.retain(|row| row.trained() > 0);
-    measure(policy, &rows, table, on_done)
+    Ok(rows)
 }
 
 /// Perplexity of plain text: every token counts, and none is added at the end.
@@ -78,16 +83,10 @@ pub fn general(
     table: &Table,
     max_length: usize,
 ) -> Result<Likelihood> {
-    texts(policy, tokenizer, table, max_length, &mut |_, _| ())
+    measure(policy, &texts(tokenizer, table, max_length)?, table, &mut |_, _| ())
 }
 
-fn texts(
-    policy: &Policy,
-    tokenizer: &Tokenizer,
-    table: &Table,
-    max_length: usize,
-    on_done: OnDone,
-) -> Result<Likelihood> {
+fn texts(tokenizer: &Tokenizer, table: &Table, max_length: usize) -> Result<Vec<Row>> {
     let mut rows = Vec::with_capacity(table.examples.len());
     for (index, example) in table.examples.iter().enumerate() {
         let turns = example.prompt.iter().chain(example.completions.iter().flat_map(|c| &c.turns));
@@ -103,7 +102,7 @@ fn texts(
     }
     let origin = |example: usize| table.examples[example].origin.to_string();
     let (rows, _) = overlength::apply(Overlength::Split, max_length, rows, |_| false, origin)?;
-    measure(policy, &rows, table, on_done)
+    Ok(rows)
 }
 
 fn is_text(example: &Example) -> bool {

@@ -5,8 +5,10 @@
 //! is better, in the order of the table, so that two models can be compared pair by pair.
 
 mod answers;
+mod calibration;
 mod choice;
 mod likelihood;
+mod passing;
 mod ranking;
 
 use std::collections::BTreeMap;
@@ -16,7 +18,7 @@ use luthier_data::Overlength;
 use luthier_decode::Finish;
 use luthier_model::Tokenizer;
 use luthier_probe::{
-    Bootstrap, Comparison, Kind, Score,
+    Bootstrap, Calibration, Comparison, Kind, Score,
     metric::{FieldCounts, NllReport, RowNll},
 };
 use serde::{Deserialize, Serialize};
@@ -24,8 +26,9 @@ use serde::{Deserialize, Serialize};
 use crate::decode::Decoding;
 
 pub use answers::answers;
+pub use calibration::calibration;
 pub use choice::choice;
-pub use likelihood::{general, likelihood};
+pub use likelihood::{general, likelihood, rows};
 pub use ranking::{Pair, pairs, ranking};
 
 /// Told how many of how many examples are finished, from any thread.
@@ -85,9 +88,18 @@ pub struct Evaluated {
     /// Mean share of right fields, for structured answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub field_accuracy: Option<f64>,
+    /// How the score was made, where it is compared between papers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<String>,
+    /// The score for every number of answers, where several were sampled for each question.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub passing: Vec<Score>,
     /// All three measures of a multiple choice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub choice: Option<ChoiceScores>,
+    /// How well confidence tells what is right, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<Calibration>,
     /// Likelihood and perplexity, with each row's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub likelihood: Option<Likelihood>,
@@ -149,7 +161,10 @@ impl Evaluated {
             cut_answers: 0,
             fields: None,
             field_accuracy: None,
+            signature: None,
+            passing: Vec::new(),
             choice: None,
+            calibration: None,
             likelihood: None,
         }
     }
@@ -158,6 +173,11 @@ impl Evaluated {
 /// Reads a metric: a name, or a name with options in TOML, as in
 /// `exact_match = {extract = "after_hashes"}`. `key` is where it was given.
 pub fn metric(key: &str, text: &str) -> Result<Kind> {
+    let kind = named(key, text)?;
+    kind.check(key).map(|()| kind)
+}
+
+fn named(key: &str, text: &str) -> Result<Kind> {
     let Some((name, _)) = text.split_once('=') else {
         return Kind::named(key, text.trim());
     };
@@ -194,15 +214,22 @@ pub fn evaluate_by(
     on_done: OnDone,
 ) -> Result<Evaluated> {
     match metric {
-        Kind::ExactMatch(_) | Kind::JsonMatch(_) => {
+        metric if metric.text().is_some() => {
             answers::bounded(decoding, policy, tokenizer, table, metric, limits, on_done)
+        }
+        Kind::PassAtK(options) => {
+            passing::passing(decoding, policy, tokenizer, table, options, limits, on_done)
         }
         _ if decoding.is_some() => {
             let what = format!("{} generates no answers that could be decoded", metric.name());
             Err(Error::input("decode", what).hint("use exact_match or json_match"))
         }
         Kind::Choice(options) => choice(policy, tokenizer, table, options, on_done),
+        Kind::Calibration(settings) => {
+            calibration(policy, tokenizer, table, settings, limits, on_done)
+        }
         Kind::Nll(_) => Ok(likelihood(policy, tokenizer, table, limits, on_done)?.evaluated()),
+        other => Err(Error::failed(other.name(), "is not known how to evaluate")),
     }
 }
 
@@ -215,11 +242,17 @@ pub fn compare(before: &Evaluated, after: &Evaluated) -> Result<Comparison> {
             format!("{} cannot be compared with {}", before.score.metric, after.score.metric);
         return Err(Error::failed("comparison", what));
     }
-    let name = match after.likelihood {
-        Some(_) => "logp",
-        None => after.score.metric.as_str(),
+    let name = match (&after.likelihood, &after.signature) {
+        (Some(_), _) => "logp".to_string(),
+        // The number of a set is no mean of its answers'; pair by pair there are only these.
+        (None, Some(_)) if after.passing.is_empty() => {
+            format!("mean {} of single answers", after.score.metric)
+        }
+        // An error has no value for one token; the square of its confidence has.
+        (None, _) if after.score.metric == "calibration" => "negative Brier score".to_string(),
+        (None, _) => after.score.metric.clone(),
     };
-    Comparison::of(name, &before.outcomes, &after.outcomes, &Bootstrap::default())
+    Comparison::of(&name, &before.outcomes, &after.outcomes, &Bootstrap::default())
 }
 
 #[cfg(test)]
@@ -242,5 +275,9 @@ mod tests {
         refused("exact_mach={strip=true}", "exact_match");
         refused("exact_match={stripp=true}", "stripp");
         refused("exact_match={", "exact_match");
+        refused("bleu={max_ngram_order=0}", "--metric.max_ngram_order");
+        let text = "pass_at_k={k=[1,5],n=8,by={json_match={}}}";
+        let Kind::PassAtK(passing) = metric("--metric", text).unwrap() else { panic!("{text}") };
+        assert_eq!((passing.k, passing.n, passing.by.name()), (vec![1, 5], 8, "json_match"));
     }
 }

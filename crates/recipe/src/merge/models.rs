@@ -31,7 +31,7 @@ pub(super) struct Opened {
 }
 
 impl Opened {
-    fn open(
+    pub(super) fn open(
         model: &Model,
         file: &str,
         known: &[Opened],

@@ -5,6 +5,7 @@
 //!   each added to those before if that does not make the score lower (`accept: ">"`: only if it makes
 //!   it higher);
 //! - `grid: {NAME: [values]}`: every combination of values;
+//! - `learned: {}`: the weights of a mean by descent on the likelihood of the data (see [`learned`]);
 //! - `coordinate: {NAME: [values]}`: one setting after the other, the others at their best so far, until
 //!   a round finds nothing better, at most `rounds` times.
 //!
@@ -28,6 +29,7 @@ use crate::{
 };
 
 mod change;
+mod learned;
 mod ways;
 
 /// What a search found best.
@@ -51,6 +53,8 @@ pub(super) struct Search {
     grid: Option<Map<String, Value>>,
     #[serde(default)]
     coordinate: Option<Map<String, Value>>,
+    #[serde(default)]
+    learned: Option<learned::Learned>,
     /// Rounds of a coordinate search.
     #[serde(default = "three")]
     rounds: usize,
@@ -115,11 +119,16 @@ pub(super) fn take(value: &mut Value, file: &str) -> Result<Option<Search>> {
     let mut search: Search =
         serde_json::from_value(table).map_err(|e| Error::input(&at, e.to_string()))?;
     search.at = at;
-    let ways = [search.greedy.is_some(), search.grid.is_some(), search.coordinate.is_some()];
+    let ways = [
+        search.greedy.is_some(),
+        search.grid.is_some(),
+        search.coordinate.is_some(),
+        search.learned.is_some(),
+    ];
     match ways.iter().filter(|way| **way).count() {
         1 => Ok(Some(search)),
         n => Err(Error::input(&search.at, format!("has {n} ways to search, expected one"))
-            .hint("greedy, grid or coordinate")),
+            .hint("greedy, grid, coordinate or learned")),
     }
 }
 
@@ -133,6 +142,8 @@ struct Trials<'a> {
     /// Settings, score, and the folder if the merge is kept.
     tried: Vec<Trial>,
     best: Option<usize>,
+    /// What else is to be said of the search.
+    told: Option<Value>,
 }
 
 /// One of them.
@@ -207,16 +218,18 @@ impl Search {
             score: &score,
             tried: Vec::new(),
             best: None,
+            told: None,
         };
-        match (&self.greedy, &self.grid, &self.coordinate) {
-            (Some(greedy), ..) => ways::greedy(&mut trials, value, greedy.accept, &self.at)?,
-            (_, Some(grid), _) => ways::grid(&mut trials, value, grid, &self.at)?,
-            (_, _, Some(names)) => {
-                ways::coordinate(&mut trials, value, names, self.rounds, &self.at)?
-            }
-            (None, None, None) => {}
+        if let Some(greedy) = &self.greedy {
+            ways::greedy(&mut trials, value, greedy.accept, &self.at)?;
+        } else if let Some(grid) = &self.grid {
+            ways::grid(&mut trials, value, grid, &self.at)?;
+        } else if let Some(names) = &self.coordinate {
+            ways::coordinate(&mut trials, value, names, self.rounds, &self.at)?;
+        } else if let Some(how) = &self.learned {
+            learned::learned(&mut trials, value, how, &self.table(&job.file)?, &self.at)?;
         }
-        let Trials { tried, best, .. } = trials;
+        let Trials { tried, best, told, .. } = trials;
         let none = || Error::input(&self.at, "names nothing to try");
         let best = best.ok_or_else(none)?;
         let found = Found {
@@ -234,7 +247,7 @@ impl Search {
         });
         let report = json!({
             "metric": self.metric, "data": self.data, "chosen": best,
-            "tried": rows.collect::<Vec<_>>(),
+            "tried": rows.collect::<Vec<_>>(), "learned": told,
         });
         let merged = tried.into_iter().nth(best).and_then(|trial| trial.merged);
         let mut merged = merged.ok_or_else(|| Error::failed(&self.at, "lost its best merge"))?;

@@ -149,7 +149,7 @@ impl Arithmetic {
     }
 
     /// Factors that give what is kept the length of the whole.
-    fn stretches(&self, work: &Work<'_>, keeps: &[Keep]) -> Result<Vec<f32>> {
+    fn stretches(&self, work: &Work<'_>, keeps: &[Keep<'_>]) -> Result<Vec<f32>> {
         if !self.rescale || keeps.iter().all(Keep::is_all) {
             return Ok(vec![1.0; keeps.len()]);
         }

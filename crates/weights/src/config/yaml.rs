@@ -6,15 +6,23 @@ use serde_json::{Map, Number, Value};
 
 /// The one document of `text`; `file` names it in errors.
 pub fn read_yaml(text: &str, file: &str) -> Result<Value> {
-    let documents = Yaml::load_from_str(text)
-        .map_err(|e| Error::input(file, format!("not readable as YAML: {e}")))?;
-    match documents.as_slice() {
-        [one] => value(one, file),
-        [] => Err(Error::input(file, "is empty")),
-        many => {
-            let what = format!("expected one document, got {}", many.len());
+    let mut all = documents(text, file)?;
+    match (all.pop(), all.len()) {
+        (Some(one), 0) => Ok(one),
+        (_, before) => {
+            let what = format!("expected one document, got {}", before + 1);
             Err(Error::input(file, what).hint("write each merge to a file of its own"))
         }
+    }
+}
+
+/// All documents of `text`, at least one.
+pub fn documents(text: &str, file: &str) -> Result<Vec<Value>> {
+    let documents = Yaml::load_from_str(text)
+        .map_err(|e| Error::input(file, format!("not readable as YAML: {e}")))?;
+    match documents.is_empty() {
+        true => Err(Error::input(file, "is empty")),
+        false => documents.iter().map(|one| value(one, file)).collect(),
     }
 }
 

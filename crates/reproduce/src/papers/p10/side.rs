@@ -76,7 +76,13 @@ impl<'a> Arm<'a> {
             noise: Seed(config.seed).split("noise").at(number),
             describe: &|example| format!("row {example}"),
         };
-        let all = Step { policy: &bound.policy, params: &bound.params, objective, keep: true };
+        let all = Step {
+            policy: &bound.policy,
+            params: &bound.params,
+            objective: objective.as_ref(),
+            teacher: None,
+            keep: true,
+        };
         let rate = match self.stepper.learning_rate()? {
             0.0 => config.update.check()?.learning_rate,
             rate => rate,

@@ -132,7 +132,7 @@ impl Task {
         let asked = action.map(|x| ACTION + bin(x, ACTIONS));
         let targets = [0; NUMBERS].into_iter().chain(asked).collect();
         let weights = [0.0; NUMBERS].into_iter().chain([1.0; 2]).collect();
-        Row { ids, targets, weights, example, reference: 0.0 }
+        Row { ids, targets, weights, example, ..Row::default() }
     }
 
     /// What the expert does.

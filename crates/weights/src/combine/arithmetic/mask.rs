@@ -1,17 +1,17 @@
 //! What a mask keeps of a difference, decided before the last pass.
 
-use luthier_core::{Error, Result, Seed};
+use luthier_core::{Error, Result};
 
 use super::{Arithmetic, Mask, Term};
 use crate::{
     method::Given,
-    operands::{As, Cut, Piece, Work},
+    operands::{As, Cut, Draws, Piece, Work},
     select::{Ask, Edge, by_magnitude, edges},
 };
 
 /// What is kept of one difference.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Keep {
+#[derive(Clone, Copy)]
+pub(super) enum Keep<'a> {
     /// All.
     All,
     /// The numbers of the second set that are not in the first.
@@ -19,14 +19,14 @@ pub(super) enum Keep {
     /// Of every row, what ranks from the one share of it to the other; see [`ranks`].
     Rows(Term, bool),
     /// Each with this chance.
-    Drawn(Seed, f64),
+    Drawn(Draws<'a>, f64),
     /// Each with a chance from the first to the second, by its rank within its row.
-    Ranked(Seed, f64, f64),
+    Ranked(Draws<'a>, f64, f64),
 }
 
-impl Keep {
+impl<'a> Keep<'a> {
     /// One for each input but the base.
-    pub(super) fn of(how: &Arithmetic, work: &Work<'_>) -> Result<Vec<Keep>> {
+    pub(super) fn of(how: &Arithmetic, work: &Work<'a>) -> Result<Vec<Keep<'a>>> {
         let (mask, terms, n) = (how.mask, &how.terms, work.len());
         let keep = |(i, term): (usize, &Term)| {
             let all = term.density >= 1.0 && (how.remove_first || term.gamma <= 0.0);
@@ -35,10 +35,10 @@ impl Keep {
             }
             match mask {
                 _ if term.density <= 0.0 => Keep::Between(Edge::NONE, Edge::NONE),
-                Mask::Random => Keep::Drawn(work.seed(i), term.density),
+                Mask::Random => Keep::Drawn(work.draws(i), term.density),
                 Mask::MagPrune => {
                     let (low, high) = (term.density - term.epsilon, term.density + term.epsilon);
-                    Keep::Ranked(work.seed(i), low, high)
+                    Keep::Ranked(work.draws(i), low, high)
                 }
                 Mask::Outliers if how.per_row => Keep::Rows(*term, how.remove_first),
                 // Found below.
@@ -47,8 +47,8 @@ impl Keep {
                 }
             }
         };
-        let mut keeps: Vec<Keep> = terms.iter().enumerate().map(keep).collect();
-        let open = |keep: &Keep| matches!(keep, Keep::Between(_, to) if *to == Edge::ALL);
+        let mut keeps: Vec<Keep<'a>> = terms.iter().enumerate().map(keep).collect();
+        let open = |keep: &Keep<'_>| matches!(keep, Keep::Between(_, to) if *to == Edge::ALL);
         let open: Vec<usize> = (0..keeps.len()).filter(|i| open(&keeps[*i])).collect();
         let asks: Vec<Ask> = open
             .iter()
@@ -98,16 +98,20 @@ impl Keep {
                     crumbs(delta, ranks(Mask::Outliers, &term, remove_first, delta.len()));
                 }
             }
-            Keep::Drawn(seed, chance) => {
+            Keep::Drawn(draws, chance) => {
                 for (i, x) in delta.iter_mut().enumerate() {
-                    if !drawn(seed, piece.from + i, chance) {
+                    if draws.at(piece.from + i) >= chance {
                         *x = 0.0;
                     }
                 }
             }
-            Keep::Ranked(seed, low, high) => {
+            Keep::Ranked(draws, low, high) => {
                 for (r, delta) in delta.chunks_mut(row.max(1)).enumerate() {
-                    prune(delta, seed, piece.from + r * row, (low, high));
+                    for (i, chance) in chances(delta, (low, high)) {
+                        if draws.at(piece.from + r * row + i) >= chance {
+                            delta[i] = 0.0;
+                        }
+                    }
                 }
             }
         }
@@ -148,14 +152,9 @@ fn crumbs(delta: &mut [f32], (from, to): (usize, usize)) {
     }
 }
 
-/// Whether the number at `at` wins a draw with `chance`; a draw belongs to a place, not to an order.
-fn drawn(seed: Seed, at: usize, chance: f64) -> bool {
-    let uniform = (seed.at(at as u64).0 >> 11) as f64 / (1u64 << 53) as f64;
-    uniform < chance
-}
-
-/// Draws for one row, with a chance that grows evenly from the smallest number to the largest.
-fn prune(delta: &mut [f32], seed: Seed, from: usize, (low, high): (f64, f64)) {
+/// Places of one row and the chance of each to be kept, which grows evenly from the smallest number to
+/// the largest.
+fn chances(delta: &[f32], (low, high): (f64, f64)) -> impl Iterator<Item = (usize, f64)> + use<> {
     let mut order: Vec<u64> = delta
         .iter()
         .enumerate()
@@ -163,14 +162,11 @@ fn prune(delta: &mut [f32], seed: Seed, from: usize, (low, high): (f64, f64)) {
         .collect();
     order.sort_unstable();
     let last = order.len() - 1;
-    for (rank, entry) in order.into_iter().enumerate() {
-        let i = (entry & u64::from(u32::MAX)) as usize;
+    order.into_iter().enumerate().map(move |(rank, entry)| {
         // A number by itself is neither large nor small.
         let share = if last == 0 { 0.5 } else { rank as f64 / last as f64 };
-        if !drawn(seed, from + i, low + share * (high - low)) {
-            delta[i] = 0.0;
-        }
-    }
+        ((entry & u64::from(u32::MAX)) as usize, low + share * (high - low))
+    })
 }
 
 /// Chances must lie within 0 and 1, both excluded.
@@ -186,4 +182,40 @@ pub(super) fn check_chances(terms: &[Term], given: &Given) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use luthier_core::StateDict;
+
+    use super::chances;
+
+    /// What mergekit hands to `torch.bernoulli` for each of two models.
+    #[test]
+    fn chances_are_those_of_mergekit() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/merges/drawn");
+        let recorded = StateDict::load(&golden.join("expected.safetensors")).unwrap();
+        let mut compared = 0;
+        let of_della = |name: &str| name.starts_with("della") && name.ends_with("/chances");
+        for (name, tensor) in recorded.iter().filter(|(name, _)| of_della(name)) {
+            let of = |name: &str| recorded.get(name).unwrap().flatten_all().unwrap();
+            let deltas: Vec<f32> = of(&name.replace("chances", "delta")).to_vec1().unwrap();
+            let (row, middle) = (*tensor.dims().last().unwrap(), deltas.len() / 2);
+            // The settings of the two models in the files.
+            for (i, (density, epsilon)) in [(0.4, 0.15), (0.65, 0.2)].into_iter().enumerate() {
+                let want: Vec<f32> = of(name).to_vec1().unwrap();
+                let half = i * middle..(i + 1) * middle;
+                let rows = deltas[half.clone()].chunks(row).zip(want[half].chunks(row));
+                for (delta, want) in rows {
+                    for (i, chance) in chances(delta, (density - epsilon, density + epsilon)) {
+                        assert!((chance - f64::from(want[i])).abs() < 1e-6, "{name}: {i}");
+                        compared += 1;
+                    }
+                }
+            }
+        }
+        assert!(compared > 1000, "{compared}");
+    }
 }
