@@ -72,7 +72,7 @@ def calibration():
         found = metric(torch.tensor(confidences), torch.tensor(right))
         most = BinaryCalibrationError(n_bins=bins, norm="max")(torch.tensor(confidences), torch.tensor(right))
         golden["width"][bins] = [float(found), float(most)]
-        # netcal's bins for the whole range of a confidence, at its quantiles.
+    # netcal cuts at quantiles.
     for bins in [5, 10]:
         golden["mass"][bins] = float(ECE(bins, equal_intervals=False).measure(confidences, right))
     golden["brier"] = float(brier_score_loss(right, confidences))

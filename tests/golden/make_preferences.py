@@ -5,12 +5,15 @@
 Calls TRL's own loss code on a fake model that returns given log-probabilities: `DPOTrainer._compute_loss`,
 `KTOTrainer._compute_loss`, `CPOTrainer.cpo_loss` and `ORPOTrainer.odds_ratio_loss`; `BCOTrainer.bco_loss` and
 `RunningMoments` of TRL 0.23.1, the last with that trainer, whose sources are looked for in the folder that
-BCO_SOURCES names (`pip install --target FOLDER --no-deps trl==0.23.1`); and `RewardTrainer.compute_loss` on given
+BCO_SOURCES names, or fetched; and `RewardTrainer.compute_loss` on given
 rewards. Writes golden/preferences.json.
 """
 
 import ast
 import os
+import subprocess
+import sys
+import tempfile
 
 import collections
 import json
@@ -162,7 +165,11 @@ def kto(settings, logps, kl_logps, labels, reference, kl_reference):
 
 def bco_sources():
     """The function and the class out of their files, whose other imports this TRL does not have."""
-    folder = pathlib.Path(os.environ["BCO_SOURCES"]) / "trl" / "trainer"
+    found = os.environ.get("BCO_SOURCES") or tempfile.mkdtemp()
+    folder = pathlib.Path(found) / "trl" / "trainer"
+    if not folder.is_dir():
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", found, "--no-deps", "trl==0.23.1"]
+        subprocess.run(pip, check=True)
     found = {}
     for file, name in [("bco_trainer.py", "bco_loss"), ("utils.py", "RunningMoments")]:
         tree = ast.parse((folder / file).read_text())

@@ -72,6 +72,22 @@ fn a_table_names_sources_and_the_flags_its_model() {
     assert_eq!(scaled(1.0), alone("--adapter a --model m"));
     assert_ne!(scaled(0.0), alone("--adapter a --model m"));
 
+    // Tuning that is a folder of its own: all of it is that model, none of it has its embeddings alone.
+    let between = |by: f32| {
+        write(&format!(
+            "{head}[decode.sources.more]\nmodel = \"small\"\nbase = \"policy\"\nscaled = {by:?}\n\
+                [decode.combine.linear]\nsources = [\"more\"]\ncoefficients = [1.0]\n"
+        ));
+        with()
+    };
+    assert_eq!(between(1.0), alone("--model small"));
+    assert_ne!(between(0.0), alone("--model small"));
+    write(&format!(
+        "{head}[decode.sources.more]\nbase = \"small\"\n[decode.combine.linear]\n\
+            sources = [\"more\"]\ncoefficients = [1.0]\n"
+    ));
+    run(dir.path(), &format!("generate --decode d.toml {tail}")).refused(&["more.base", "scaled"]);
+
     write(&format!("{head}[decode.sources.x]\nmodel = \"small\"\n"));
     run(dir.path(), &format!("generate --decode d.toml {tail}")).refused(&["sources.x", "policy"]);
     write(&format!("{head}[decode.combine.proxy]\n"));

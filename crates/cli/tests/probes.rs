@@ -21,7 +21,7 @@ fn workplace() -> tempfile::TempDir {
         .map(|(prompt, n)| json!({"prompt": prompt, "completion": n.to_string()}).to_string());
     fs::write(dir.path().join("qa.jsonl"), rows.collect::<Vec<_>>().join("\n")).unwrap();
     let questions = (0..6).map(|i| {
-        json!({"question": format!("{i}?"), "choices": ["a", "b", "c"], "label": i % 3}).to_string()
+        json!({"prompt": format!("{i}?"), "choices": ["a", "b", "c"], "label": i % 3}).to_string()
     });
     fs::write(dir.path().join("choice.jsonl"), questions.collect::<Vec<_>>().join("\n")).unwrap();
     dir
@@ -120,7 +120,7 @@ fn sharpness_is_of_the_whole_and_of_layers_and_swaps_find_what_costs_the_base() 
         "{}",
         text.stdout
     );
-    run(dir, &format!("{line} --rho -1")).refused(&["rho"]);
+    run(dir, &format!("{line} --rho=-1")).refused(&["rho"]);
 }
 
 #[test]
@@ -159,7 +159,8 @@ fn diversity_counts_who_is_right_where() {
     assert_eq!(number(&adapted, "net"), 0.0);
     assert_eq!(number(&adapted["cells"], "FFF") + number(&adapted["cells"], "TTT"), 1.0);
     assert!(run(dir, line).text().contains("net "));
-    run(dir, &format!("{line} --metric nll")).refused(&["--metric", "0 or 1"]);
+    let likelihoods = line.replace("choice.jsonl", "qa.jsonl --metric nll");
+    run(dir, &likelihoods).refused(&["--metric", "0 or 1"]);
 }
 
 #[test]

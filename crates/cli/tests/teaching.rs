@@ -74,14 +74,22 @@ fn all_that_a_teacher_says_beforehand_is_what_it_says_when_asked() {
 fn five_tokens_are_learned_from_and_wrong_pairings_are_refused() {
     let work = workplace();
     let dir = work.path();
-    recipe(dir, "first.toml", "teacher = \"tuned\"", "cache = \"five.safetensors\"\ncalib = \"temp_prob\"");
+    recipe(
+        dir,
+        "first.toml",
+        "teacher = \"tuned\"",
+        "cache = \"five.safetensors\"\ncalib = \"temp_prob\"",
+    );
     run(dir, "teach --recipe first.toml --top-k 5 --out five.safetensors").text();
     run(dir, "train first.toml --out first").text();
     let all = steps(dir, "first");
     let [first, last] = [0, 15].map(|at| all[at]["divergence"].as_f64().unwrap());
     assert!(last < first, "{first} {last}");
-    run(dir, "train first.toml --out other train=test.jsonl")
-        .refused(&["five.safetensors", "nothing on", "test.jsonl:1"]);
+    run(dir, "train first.toml --out other train=test.jsonl").refused(&[
+        "five.safetensors",
+        "nothing on",
+        "test.jsonl:1",
+    ]);
     fs::remove_file(dir.join("five.safetensors")).unwrap();
     run(dir, "train first.toml --out gone").refused(&["five.safetensors"]);
     run(dir, "train first.toml --out x calib=none tail=true student_norm=linear")
@@ -98,12 +106,19 @@ fn answers_of_the_student_are_judged_and_a_resumed_run_draws_the_same() {
     let distil = "divergence = \"js\"\nlmbda = 0.6\nmax_new_tokens = 9";
     recipe(dir, "gkd.toml", "teacher = \"tuned\"", distil);
     run(dir, "train gkd.toml --out whole").text();
-    let trained: Vec<u64> = steps(dir, "whole").iter().map(|l| l["tokens"].as_u64().unwrap()).collect();
-    // Steps on the data's answers read six of one length, others do not.
-    let lengths: std::collections::BTreeSet<u64> =
-        trained.windows(2).map(|two| two[1] - two[0]).collect();
-    assert!(lengths.len() > 3, "{lengths:?}");
-    let weights = |out: &str| sha256_file(&dir.join(out).join("adapter_model.safetensors")).unwrap();
+    recipe(dir, "never.toml", "teacher = \"tuned\"", "divergence = \"js\"");
+    run(dir, "train never.toml --out never").text();
+    let read = |out: &str| -> Vec<u64> {
+        let all: Vec<u64> =
+            steps(dir, out).iter().map(|line| line["tokens"].as_u64().unwrap()).collect();
+        std::iter::once(all[0]).chain(all.windows(2).map(|two| two[1] - two[0])).collect()
+    };
+    // The data's answers have eight or nine tokens with their end, the student's nine at most.
+    let (own, data) = (read("whole"), read("never"));
+    let same = own.iter().zip(&data).filter(|(own, data)| own == data).count();
+    assert!((1..16).contains(&same), "{own:?} {data:?}");
+    let weights =
+        |out: &str| sha256_file(&dir.join(out).join("adapter_model.safetensors")).unwrap();
     // A run of the same length that was interrupted: its first seven checkpoints.
     run(dir, "train gkd.toml --out again").text();
     for step in 8..=16 {
@@ -138,7 +153,11 @@ fn a_teacher_with_other_tokens_speaks_of_spans() {
     let dir = work.path();
     larger(&dir.join("large"));
     recipe(dir, "across.toml", "teacher = \"large\"", "");
-    run(dir, "train across.toml --out x").refused(&["models.teacher", "token 244", "luthier teach"]);
+    run(dir, "train across.toml --out x").refused(&[
+        "models.teacher",
+        "token 244",
+        "luthier teach",
+    ]);
     let line = "teach --recipe across.toml --top-k 6 --out spans.safetensors --json";
     let told = run(dir, line).json();
     assert_eq!(told["across"], Value::from(true));
@@ -157,7 +176,7 @@ fn confidence_is_measured_and_a_temperature_found() {
     let work = workplace();
     let dir = work.path();
     let fitted = run(dir, "teach --model model --data test.jsonl --fit --json").json();
-    assert!(fitted["fit"]["fit"]["tried"].as_array().unwrap().len() >= 15, "{fitted}");
+    assert!(fitted["fit"]["fit"]["tried"].as_array().unwrap().len() > 10, "{fitted}");
     assert!(fitted["out"].is_null());
     let shown = run(dir, "teach --model model --data test.jsonl --fit=temp_logit");
     assert!(shown.text().contains("ECE"), "{}", shown.stdout);

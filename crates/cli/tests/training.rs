@@ -22,7 +22,7 @@ fn workplace() -> tempfile::TempDir {
     let row = |i: usize| {
         let (prompt, reference) = (format!("{i} and {i}"), format!("add {i} to itself"));
         format!(
-            "{{\"prompt\": \"{prompt}\", \"completion\": \"makes {}\", \"reference\": \"{reference}\"}}\n",
+            "{{\"prompt\": \"{prompt}\", \"completion\": \"makes {}\", \"reference\": \"{reference}\", \"rationale\": \"twice {i}\"}}\n",
             2 * i
         )
     };
@@ -233,6 +233,8 @@ const SOLUTIONS: [(&str, &str); 7] = [
         r#"{"prompt": "2+2+2?", "completion": "4\n6", "reward": 1}
 {"prompt": "2+2+2?", "completion": "4\n7", "reward": 0, "rollouts": [[{"text": "4\n6", "reward": 1}], [{"text": "6", "reward": 1}]]}
 {"prompt": "1+1+2?", "completion": "3\n5", "reward": 0, "values": [1, 0], "rollouts": [[{"text": "2\n4", "reward": 1}]]}
+{"prompt": "1+1+2=", "completion": "3\n5", "reward": 0, "values": [1, 0], "rollouts": [[{"text": "2\n4", "reward": 1}]]}
+{"prompt": "1 1 2", "completion": "3\n5", "reward": 0, "values": [1, 0], "rollouts": [[{"text": "2\n4", "reward": 1}]]}
 "#,
     ),
     (
@@ -252,6 +254,15 @@ const SOLUTIONS: [(&str, &str); 7] = [
     ("cs.txt", "Pes spal.\n"),
     ("is.txt", "Hundurinn svaf.\n"),
 ];
+
+/// A call that fails, and the right one.
+const CALLS: &str = concat!(
+    r#"{"messages": [{"role": "system", "content": "def get_sum(a: int):\ndef get_size(x: str):"}, "#,
+    r#"{"role": "user", "content": "1?"}, {"role": "assistant", "content": "get_sum(b=1)"}, "#,
+    r#"{"role": "tool", "content": "unexpected keyword b"}, "#,
+    r#"{"role": "assistant", "content": "get_sum(a=1)"}]}"#,
+    "\n"
+);
 
 #[test]
 fn a_plan_says_what_will_happen_and_every_recipe_runs() {
@@ -282,11 +293,21 @@ fn a_plan_says_what_will_happen_and_every_recipe_runs() {
             .replace("r = 16", "r = 2")
             .replace("r = 64", "r = 4")
             .replace("r = 32", "r = 4");
-        let preference = name.contains("preference") || name == &"recipes/steps/dpo.toml";
-        let text = if preference { text.replace("train.jsonl", "pairs.jsonl") } else { text };
+        let preference = ["preference", "recipes/reward"].iter().any(|of| name.contains(of))
+            || name == &"recipes/steps/dpo.toml";
+        let text = match preference {
+            true => text.replace("\"train.jsonl\"", &format!("\"{}\"", preference::data(name))),
+            false => text,
+        };
+        let text = match name.ends_with("tools.toml") {
+            true => text.replace("\"train.jsonl\"", "\"calls.jsonl\""),
+            false => text,
+        };
         fs::write(&recipe, text).unwrap();
+        fs::write(dir.join("calls.jsonl"), CALLS.repeat(4)).unwrap();
         let pair = "{\"prompt\": \"a\", \"chosen\": \"b\", \"rejected\": \"c\"}\n";
         fs::write(dir.join("pairs.jsonl"), pair.repeat(4)).unwrap();
+        preference::files(dir);
         for (file, text) in SOLUTIONS {
             fs::write(dir.join(file), text).unwrap();
         }

@@ -5,6 +5,7 @@ use luthier_core::{Batch, Error, Logits, Result};
 use serde::{Deserialize, Serialize};
 
 pub mod apart;
+pub mod categorical;
 pub mod copilot;
 pub mod distribution;
 pub mod normaliser;
@@ -105,7 +106,9 @@ impl Unit {
             Unit::Pairs { group } => 2 * group,
             Unit::Unpaired { group, mismatched } => group << usize::from(mismatched),
             Unit::Judged { pair } => 1 + usize::from(pair),
-            Unit::Rationale { answer, rationale, .. } => usize::from(answer) + usize::from(rationale),
+            Unit::Rationale { answer, rationale, .. } => {
+                usize::from(answer) + usize::from(rationale)
+            }
         }
     }
 
@@ -238,7 +241,13 @@ pub const METHODS: &[Method] = &[
     Method::of(36, "distil", "what a teacher finds likely, asked now or stored; recalibrated"),
     Method::usual("orpo", "the better answer's likelihood, and its odds against the worse one"),
     Method::of(30, "tasks", "several tasks: weighed by task, by difficulty, or as they converge"),
-    Method::of(41, "rationale", "an answer, and the answer with the reason for it, as two objectives"),
+    Method::of(30, "balance.coba", "weights of tasks by how they converge on held-out rows (CoBa)"),
+    Method::of(30, "balance.famo", "weights of tasks for the same progress of all (FAMO)"),
+    Method::of(
+        41,
+        "rationale",
+        "an answer, and the answer with the reason for it, as two objectives",
+    ),
 ];
 
 /// `[train.loss]`: exactly one objective, `nll` when none is named.
@@ -335,6 +344,12 @@ impl Loss {
         let tasks = self.tasks.as_ref().map(|o| ("tasks", o as &dyn Objective));
         let rationale = self.rationale.as_ref().map(|o| ("rationale", o as &dyn Objective));
         let fait = self.fait.as_ref().map(|o| ("fait", o as &dyn Objective));
-        [nll, align, dpo, kto, bco, reward, classify, regress, cpo, distil, orpo, tasks, rationale, fait].into_iter().flatten().collect()
+        [
+            nll, align, dpo, kto, bco, reward, classify, regress, cpo, distil, orpo, tasks,
+            rationale, fait,
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
     }
 }

@@ -3,7 +3,10 @@
 
 use candle_core::{Device, Tensor, Var};
 use luthier_core::{Batch, Error, Logits, Piece, Result, Row};
-use luthier_loss::{Loss, Objective, Seen, Terms, Totals, Unit, pair::{log_probabilities, tails}};
+use luthier_loss::{
+    Loss, Objective, Seen, Terms, Totals, Unit,
+    pair::{log_probabilities, tails},
+};
 use luthier_testkit::golden;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -228,7 +231,10 @@ fn settings_that_cannot_be_meant_are_refused_by_their_key() {
         ("[kto]\nundesirable_weight = -1.0", "train.loss.kto.undesirable_weight"),
         ("[bco]\ngroup = 0", "train.loss.bco.group"),
         ("[classify]\nlabel_smoothing = 1.0", "train.loss.classify.label_smoothing"),
-        ("[reward]\nloss_type = \"mse\"\ncenter_rewards_coefficient = 0.1", "centres the rewards of pairs"),
+        (
+            "[reward]\nloss_type = \"mse\"\ncenter_rewards_coefficient = 0.1",
+            "centres the rewards of pairs",
+        ),
         ("[cpo]\nlabel_smoothing = 0.7", "train.loss.cpo.label_smoothing"),
         ("[orpo]\nbeta = -1.0", "train.loss.orpo.beta"),
     ] {

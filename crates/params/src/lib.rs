@@ -248,6 +248,10 @@ impl Params {
         let (mut policy, mut forms) = (Policy::plain(model.clone()), Vec::new());
         for (key, form) in form.named() {
             policy = form.bind(policy, &mut scope)?;
+            // The head comes last, and may let go of the one that it replaces.
+            if key == "head" {
+                forms.truncate(scope.params().len().saturating_sub(1));
+            }
             forms.resize(scope.params().len(), key);
         }
         policy.hooks.virtual_tokens = form.virtual_tokens();

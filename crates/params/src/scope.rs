@@ -132,6 +132,11 @@ impl<'a> Scope<'a> {
         self.params.iter_mut().filter(|p| which(&p.name)).for_each(|p| p.optional = true);
     }
 
+    /// Lets go of the variables that `which` names: nothing reads them any more.
+    pub fn forget(&mut self, which: impl Fn(&str) -> bool) {
+        self.params.retain(|p| !which(&p.name));
+    }
+
     /// What was asked for so far.
     pub fn params(&self) -> &[Param] {
         &self.params

@@ -78,8 +78,16 @@ const WEIGHTS: &[(&str, &str)] = &[
 
 /// Forms that need sites which this model does not have, or measurements; they have tests of their
 /// own.
-const ELSEWHERE: &[&str] =
-    &["bottleneck", "bottleneck.phm", "prompt", "pool", "lora.loftq", "lora.eva", "ln_tuning"];
+const ELSEWHERE: &[&str] = &[
+    "bottleneck",
+    "bottleneck.phm",
+    "prompt",
+    "pool",
+    "head",
+    "lora.loftq",
+    "lora.eva",
+    "ln_tuning",
+];
 
 fn adapters() -> Vec<(&'static str, Params)> {
     ADAPTERS.iter().map(|(name, _, text)| (*name, params(text))).collect()

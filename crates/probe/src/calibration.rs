@@ -55,7 +55,8 @@ impl Bin {
     fn of(from: f64, to: f64, answers: &[(f64, bool)]) -> Self {
         let n = answers.len();
         let by = n.max(1) as f64;
-        let confidence = answers.iter().map(|(conf, _)| conf).sum::<f64>() / by;
+        // An empty sum is −0.
+        let confidence = answers.iter().fold(0.0, |sum, (conf, _)| sum + conf) / by;
         let accuracy = answers.iter().filter(|(_, right)| *right).count() as f64 / by;
         Bin { from, to, n, confidence, accuracy }
     }

@@ -37,7 +37,10 @@ pub const METHODS: &[Method] = &[
     Method::usual("exact_match", "share of answers that equal the expected text"),
     Method::usual("json_match", "share of answers that are the expected JSON value, and per field"),
     Method::usual("bleu", "likeness to a text by n-grams of words, with sacrebleu's numbers"),
-    Method::usual("chrf", "likeness by n-grams of characters (and words), with sacrebleu's numbers"),
+    Method::usual(
+        "chrf",
+        "likeness by n-grams of characters (and words), with sacrebleu's numbers",
+    ),
     Method::usual("rouge_l", "likeness by the longest common subsequence of words"),
     Method::usual("pass_at_k", "the chance that one of k sampled answers is right, unbiased"),
     Method::usual("choice", "multiple choice by likelihood: acc, acc_norm, acc_bytes"),

@@ -7,8 +7,10 @@
 //! model as it was. The base is never touched, so `dense_ratio = 1` gives it back. Without an adapter
 //! the queries, keys and values of the model itself are pruned.
 //!
-//! **Departures**: (1) the original's outlier weights per layer and its scores by gradients, which its
-//! results do not use, are not there.
+//! **Departures**: (1) the original's shares by layers' outliers, which its results do not use, are not
+//! there.
+
+mod slope;
 
 use std::sync::Arc;
 
@@ -18,8 +20,9 @@ use luthier_core::{
     batch::pack,
 };
 use luthier_kernels::threads;
-use luthier_params::Bound;
+use luthier_params::{Bound, Full, Params};
 use luthier_probe::wanda::{self, InputNorms, Scope};
+use luthier_train::sum::Gradients;
 use serde::{Deserialize, Serialize};
 
 /// Tokens of a pass.
@@ -51,8 +54,17 @@ pub enum Score {
     Wanda,
     /// Its size.
     Magnitude,
+    /// Its size times the slope of the answers' likelihood, `|w · dL/dw|`.
+    Grad,
     /// Chance: the control.
     Random,
+}
+
+impl Score {
+    /// Whether it reads data.
+    pub fn reads(self) -> bool {
+        matches!(self, Score::Wanda | Score::Grad)
+    }
 }
 
 /// What became of one matrix.
@@ -133,6 +145,10 @@ impl Antidote {
             .collect::<Result<_>>()?;
         let hooks = chosen.iter().map(|(site, _, _)| *site).zip(&norms);
         self.read(&bound.policy, hooks, rows)?;
+        let slopes = match self.score {
+            Score::Grad => slope::slopes(&bound.policy, &bound.params, rows)?,
+            _ => Gradients::new(),
+        };
         let mut done = Vec::new();
         for ((_, a, b), norms) in chosen.iter().zip(&norms) {
             let squares = match self.score {
@@ -142,7 +158,8 @@ impl Antidote {
             let (of_a, of_b) = squares.unzip();
             for (param, squares) in [(a, of_a), (b, of_b)] {
                 let weight = param.var.as_tensor();
-                let (pruned, tensor) = self.prune(&param.name, weight, squares.as_deref())?;
+                let by = (squares.as_deref(), slopes.get(&param.name));
+                let (pruned, tensor) = self.prune(&param.name, weight, by)?;
                 param.var.set(&tensor)?;
                 done.push(pruned);
             }
@@ -162,6 +179,17 @@ impl Antidote {
         }
         let norms: Vec<Arc<InputNorms>> = chosen.iter().map(|_| Arc::default()).collect();
         self.read(policy, chosen.iter().copied().zip(&norms), rows)?;
+        let slopes = match self.score {
+            Score::Grad => {
+                let full = Full { at: glob.into(), ..Full::default() };
+                let form = Params { full: Some(full), ..Params::default() };
+                let bound = form.bind(&policy.model, Seed(0))?;
+                let hooks = policy.hooks.clone();
+                let policy = Policy { model: bound.policy.model.clone(), hooks };
+                slope::slopes(&policy, &bound.params, rows)?
+            }
+            _ => Gradients::new(),
+        };
         let (mut hooks, mut done) = (policy.hooks.clone(), Vec::new());
         for (site, norms) in chosen.iter().zip(&norms) {
             let Affine { w_oi, b_o } = policy.model.affine(site.id)?;
@@ -169,7 +197,9 @@ impl Antidote {
                 Score::Wanda => Some(norms.squares()?),
                 _ => None,
             };
-            let (pruned, w_oi) = self.prune(&site.name, &w_oi, squares.as_deref())?;
+            let weight = site.module.as_ref().map(|module| format!("{module}.weight"));
+            let slope = weight.and_then(|name| slopes.get(&name));
+            let (pruned, w_oi) = self.prune(&site.name, &w_oi, (squares.as_deref(), slope))?;
             hooks.bind(site.id, Arc::new(Replaced { w_oi, b_o }));
             done.push(pruned);
         }
@@ -183,12 +213,12 @@ impl Antidote {
         watch: impl Iterator<Item = (&'a SiteInfo, &'a Arc<InputNorms>)>,
         rows: &[Row],
     ) -> Result<()> {
-        if self.score != Score::Wanda {
-            return Ok(());
-        }
-        if rows.is_empty() {
+        if rows.is_empty() && self.score.reads() {
             return Err(Error::input("antidote", "there is no row to score weights by")
                 .hint("name data, or judge by magnitude"));
+        }
+        if self.score != Score::Wanda {
+            return Ok(());
         }
         let mut hooks = Hooks::none();
         watch.for_each(|(site, norms)| hooks.bind(site.id, norms.clone()));
@@ -205,11 +235,17 @@ impl Antidote {
     }
 
     /// A matrix with its marked numbers at 0.
-    fn prune(&self, name: &str, w: &Tensor, squares: Option<&[f64]>) -> Result<(Pruned, Tensor)> {
+    fn prune(
+        &self,
+        name: &str,
+        w: &Tensor,
+        (squares, slope): (Option<&[f64]>, Option<&Tensor>),
+    ) -> Result<(Pruned, Tensor)> {
         let (o, i) = w.dims2()?;
         let scores = match self.score {
             Score::Random => wanda::random(o * i, Seed(self.seed).split("antidote").split(name)),
-            _ => wanda::scores(w, squares)?,
+            Score::Grad => slope::scores(w, slope)?,
+            Score::Wanda | Score::Magnitude => wanda::scores(w, squares)?,
         };
         let marked = wanda::largest(&scores, i, self.dense_ratio, self.per);
         let mut numbers = w.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
@@ -238,134 +274,4 @@ fn whole(row: &Row) -> Row {
 }
 
 #[cfg(test)]
-mod tests {
-    use luthier_core::Rows;
-    use luthier_params::{Lora, Params};
-    use luthier_testkit::{Fake, Shape};
-
-    use super::*;
-
-    fn rows() -> Vec<Row> {
-        let texts: [&[u32]; 3] = [&[1, 2, 3, 4], &[5, 6], &[7, 8, 9, 1, 1]];
-        texts.iter().map(|ids| Row::from_tokens(ids, &vec![1.0; ids.len()], 0)).collect()
-    }
-
-    fn bound() -> Bound {
-        let model: Arc<dyn luthier_core::Model> = Arc::new(Fake::new(Shape::default(), Seed(1)));
-        let at = "layers.*.{attn.v,mlp.up}".into();
-        let lora = Lora { r: 3, alpha: 2.0, at, ..Lora::default() };
-        let bound = Params { lora: Some(lora), ..Params::default() }.bind(&model, Seed(2)).unwrap();
-        for param in &bound.params {
-            let mut rng = Seed(3).split(&param.name).rng();
-            let numbers: Vec<f32> =
-                (0..param.var.elem_count()).map(|_| rng.normal() as f32).collect();
-            let tensor = Tensor::from_vec(numbers, param.var.dims(), &Device::Cpu).unwrap();
-            param.var.set(&tensor).unwrap();
-        }
-        bound
-    }
-
-    fn values(t: &Tensor) -> Vec<f32> {
-        t.flatten_all().unwrap().to_vec1().unwrap()
-    }
-
-    fn logits(policy: &Policy) -> Vec<f32> {
-        values(&policy.logits(&[1, 5, 2, 8], Arc::new(Rows::new(&[3, 1], |_| 0))).unwrap())
-    }
-
-    #[test]
-    fn all_of_it_is_the_base_and_none_of_it_the_tuned_model() {
-        let bound = bound();
-        let (tuned, base) =
-            (logits(&bound.policy), logits(&Policy::plain(bound.policy.model.clone())));
-        assert_ne!(tuned, base);
-        let of = |dense_ratio| Antidote { dense_ratio, ..Antidote::default() };
-        of(0.0).adapter(&bound, &rows()).unwrap();
-        assert_eq!(logits(&bound.policy), tuned);
-        let done = of(1.0).adapter(&bound, &rows()).unwrap();
-        assert_eq!(logits(&bound.policy), base);
-        assert_eq!(done.len(), 8);
-        assert!(done.iter().all(|pruned| pruned.pruned == pruned.numbers));
-    }
-
-    #[test]
-    fn each_factor_is_judged_by_inputs_of_its_own() {
-        let bound = bound();
-        let site = "layers.1.attn.v";
-        let var = |part: &str| values(bound.var(&format!("{site}.{part}")).unwrap().as_tensor());
-        let (a, b) = (var("lora_A"), var("lora_B"));
-        // The inputs of attn.v by hand: a hook that takes them away.
-        struct Inputs(std::sync::Mutex<Vec<Vec<f32>>>);
-        impl Hook for Inputs {
-            fn after(&self, _at: &At, x: &Tensor, y: Tensor) -> Result<Tensor> {
-                self.0.lock().unwrap().extend(x.to_vec2::<f32>()?);
-                Ok(y)
-            }
-        }
-        let inputs = Arc::new(Inputs(Default::default()));
-        let mut watched = bound.policy.clone();
-        watched.hooks.bind(watched.model.sites().get(site).unwrap().id, inputs.clone());
-        for text in [vec![1, 2, 3, 4], vec![5, 6], vec![7, 8, 9, 1, 1]] {
-            watched.logits(&text, Arc::new(Rows::single(text.len()))).unwrap();
-        }
-        let x = inputs.0.lock().unwrap().clone();
-        assert_eq!(x.len(), 11);
-        let narrow = |x: &Vec<f32>| -> Vec<f32> {
-            a.chunks(6).map(|row| row.iter().zip(x).map(|(a, x)| a * x).sum()).collect()
-        };
-        let z: Vec<Vec<f32>> = x.iter().map(narrow).collect();
-        let norm = |x: &[Vec<f32>], j: usize| -> f32 {
-            (x.iter().map(|x| x[j] * x[j]).sum::<f32>() / 3.0).sqrt()
-        };
-        // The one largest of each row of 6, then of each row of 3, goes.
-        let expect = |w: &[f32], i: usize, x: &[Vec<f32>]| -> Vec<f32> {
-            let mut w = w.to_vec();
-            for row in w.chunks_mut(i) {
-                let score = |j: &usize| row[*j].abs() * norm(x, *j);
-                let most = (0..i).max_by(|j, k| score(j).total_cmp(&score(k))).unwrap();
-                row[most] = 0.0;
-            }
-            w
-        };
-        let (want_a, want_b) = (expect(&a, 6, &x), expect(&b, 3, &z));
-        let how = Antidote { dense_ratio: 0.1, ..Antidote::default() };
-        let done = how.adapter(&bound, &rows()).unwrap();
-        assert_eq!((var("lora_A"), var("lora_B")), (want_a, want_b));
-        let counts: Vec<usize> = done.iter().map(|p| p.pruned).collect();
-        assert_eq!(counts, [3, 6, 3, 10, 3, 6, 3, 10]);
-    }
-
-    #[test]
-    fn controls_ask_for_no_data_and_prune_as_much() {
-        let count = |score, per| {
-            let how = Antidote { dense_ratio: 0.4, score, per, ..Antidote::default() };
-            let bound = bound();
-            let done = how.adapter(&bound, &[]).unwrap();
-            assert_ne!(logits(&bound.policy), logits(&super::tests::bound().policy));
-            done.iter().map(|p| p.pruned).sum::<usize>()
-        };
-        assert_eq!(count(Score::Random, Scope::Row), count(Score::Magnitude, Scope::Row));
-        assert!(count(Score::Magnitude, Scope::Tensor) > 0);
-        let error = Antidote::default().adapter(&bound(), &[]).unwrap_err();
-        assert!(error.to_string().contains("no row"), "{error}");
-    }
-
-    #[test]
-    fn a_model_is_pruned_at_its_own_matrices_and_folds_as_it_runs() {
-        let policy = Policy::plain(Arc::new(Fake::new(Shape::default(), Seed(1))));
-        let how = |at: &str| Antidote { at: Some(at.into()), ..Antidote::default() };
-        let (pruned, done) = how("layers.*.attn.v").model(&policy, &rows()).unwrap();
-        assert_eq!(done.iter().map(|p| p.pruned).collect::<Vec<_>>(), [6, 6]);
-        assert_ne!(logits(&pruned), logits(&policy));
-        let site = policy.model.sites().get("layers.0.attn.v").unwrap();
-        let before = policy.model.affine(site.id).unwrap();
-        let after = pruned.hooks.fold(policy.model.sites(), site.id, before.clone()).unwrap();
-        let (before, after) = (values(&before.w_oi), values(&after.unwrap().w_oi));
-        let gone = before.iter().zip(&after).filter(|(b, a)| b != a);
-        assert!(gone.clone().all(|(_, a)| *a == 0.0) && gone.count() == 6);
-        let error = how("layers.*.attn.w").model(&policy, &rows()).err().unwrap();
-        assert!(error.to_string().starts_with("antidote.at"), "{error}");
-        let error = Antidote { dense_ratio: 1.5, ..how("**") }.model(&policy, &rows());
-        assert!(error.err().unwrap().to_string().starts_with("antidote.dense_ratio"));
-    }
-}
+mod tests;

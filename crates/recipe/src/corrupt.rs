@@ -19,19 +19,23 @@ pub fn mask(corrupt: &Corrupt, tokenizer: &Tokenizer) -> Result<u32> {
             Error::input(KEY, format!("`{text}` is no token of this vocabulary"))
                 .hint(suggest(text, special.iter().map(String::as_str)))
         }),
-        None => match tokenizer.pad() {
-            Some(pad) if !tokenizer.eos_ids().contains(&pad) => Ok(pad),
-            found => {
-                let pad = found.and_then(|pad| tokenizer.token(pad));
-                let what = match pad {
-                    Some(pad) => format!("the padding token {pad} also ends answers"),
-                    None => "there is no padding token".to_string(),
-                };
-                let special = special(tokenizer).join(", ");
-                Err(Error::input(KEY, format!("missing, and {what}"))
-                    .hint(format!("name a token that the data does not use, of {special}")))
-            }
-        },
+        None => padding(tokenizer, tokenizer.pad()),
+    }
+}
+
+/// The padding token, unless it means something in what is read.
+fn padding(tokenizer: &Tokenizer, pad: Option<u32>) -> Result<u32> {
+    match pad {
+        Some(pad) if !tokenizer.eos_ids().contains(&pad) => Ok(pad),
+        found => {
+            let what = match found.and_then(|pad| tokenizer.token(pad)) {
+                Some(pad) => format!("the padding token {pad} also ends answers"),
+                None => "there is no padding token".to_string(),
+            };
+            let special = special(tokenizer).join(", ");
+            Err(Error::input(KEY, format!("missing, and {what}"))
+                .hint(format!("name a token that the data does not use, of {special}")))
+        }
     }
 }
 
@@ -56,13 +60,19 @@ mod tests {
         for (token, want) in [
             (text("<mask>"), "`<mask>` is no token"),
             (Some(MaskToken::Id(9999)), "expected an id below 259, got 9999"),
-            (None, "missing, and "),
         ] {
             let error = of(token).unwrap_err().to_string();
             assert!(
                 error.starts_with("train.corrupt.mask_token: ") && error.contains(want),
                 "{error}"
             );
+        }
+        assert_eq!(of(None).unwrap(), 258);
+        for (pad, want) in
+            [(Some(257), "padding token <|im_end|> also ends"), (None, "no padding token")]
+        {
+            let error = padding(&tokenizer, pad).unwrap_err().to_string();
+            assert!(error.contains(want) && error.contains("<|im_start|>"), "{error}");
         }
     }
 }

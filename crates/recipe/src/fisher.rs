@@ -34,9 +34,7 @@ pub fn fisher(stage: &Stage, rows: usize, told: &dyn Fn(usize)) -> Result<(State
     for (done, row) in order.iter().enumerate() {
         let batch = Batch::from_rows([&all[*row]]);
         let (totals, mut sums) = (Totals::of([&batch]), Sums::new(&bound.params, used));
-        threads::together(|| {
-            step.forward_backward(&batch, &totals, None, 1.0, &mut sums)
-        })?;
+        threads::together(|| step.forward_backward(&batch, &totals, None, 1.0, &mut sums))?;
         used = sums.gradients();
         fisher.add(&whole(stage, &used)?)?;
         told(done + 1);

@@ -86,11 +86,19 @@ pub const RECIPES: &[(&str, &str)] = recipes![
     "recipes/translate/stage2_full.toml",
     "recipes/tasks/tasks.toml",
     "recipes/tasks/coba.toml",
+    "recipes/tasks/famo.toml",
     "recipes/tasks/rationale.toml",
     "recipes/tasks/tools.toml",
+    "recipes/preference/bco.toml",
+    "recipes/preference/deconfound.toml",
     "recipes/preference/dpo.toml",
+    "recipes/preference/kto.toml",
     "recipes/preference/orpo.toml",
+    "recipes/preference/rwr.toml",
     "recipes/preference/simpo.toml",
+    "recipes/reward/classify.toml",
+    "recipes/reward/regress.toml",
+    "recipes/reward/reward.toml",
     "recipes/quickstart/quickstart.toml",
 ];
 
@@ -166,7 +174,7 @@ pub fn all() -> Vec<MethodRow> {
 }
 
 /// Settings of `[train]` that belong to a seam: rows and what is embedded are changed before any loss.
-const OF_TRAIN: [&str; 2] = ["corrupt", "neftune_noise_alpha"];
+const OF_TRAIN: [&str; 4] = ["corrupt", "neftune_noise_alpha", "balance.coba", "balance.famo"];
 
 /// Where a recipe names a method of a seam.
 pub fn place(seam: &str, name: &str) -> Option<&'static str> {

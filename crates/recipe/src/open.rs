@@ -14,6 +14,7 @@ use luthier_model::{
 use luthier_params::Bound;
 
 use crate::{
+    heads,
     precision::{self, Precision, Quantize},
     schema::{Models, Recipe},
     training::RECIPE,
@@ -133,10 +134,16 @@ impl Opened {
 
     /// The plain model, or with the adapter in `dir`.
     pub fn policy(&self, dir: Option<&Path>) -> Result<Policy> {
-        Ok(match dir {
+        let policy = match dir {
             Some(dir) => self.with_adapter(dir)?.policy,
             None => Policy::plain(self.model.clone()),
-        })
+        };
+        if heads::scores(&policy) {
+            let at = dir.map_or_else(|| self.name.clone(), |dir| dir.display().to_string());
+            return Err(Error::input(at, "scores labels in place of tokens: it writes no text")
+                .hint("transformers and PEFT read it as a sequence classification model"));
+        }
+        Ok(policy)
     }
 
     /// How the weights are held, in words.

@@ -96,10 +96,12 @@ mod tests {
 
     /// The bytes of the text whose tokens have this weight.
     fn with(rendered: &Rendered, weight: f32) -> String {
-        let mut bytes = Vec::new();
+        let (mut bytes, mut end) = (Vec::new(), 0);
         for (covers, w) in rendered.offsets.iter().zip(&rendered.weights) {
-            if *w == weight {
+            // Each byte of a character covers all of it.
+            if *w == weight && covers.end > end {
                 bytes.extend(&rendered.text.as_bytes()[covers.clone()]);
+                end = covers.end;
             }
         }
         String::from_utf8(bytes).unwrap()

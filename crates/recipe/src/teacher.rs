@@ -28,17 +28,21 @@ use crate::{
 
 /// Whom the objective compares with, if with anybody: the model without what is tuned, or
 /// `models.teacher`, whose tokens must be the policy's. `tuned` says whether weights of `opened` learn.
+/// Besides, the bytes of weights that are held for that alone.
 pub fn of(
     objective: &dyn Objective,
     models: &Models,
     opened: &Opened,
     tuned: bool,
-) -> Result<Option<Policy>> {
+) -> Result<Option<(Policy, u64)>> {
     match objective.teacher() {
         Teacher::Nobody => Ok(None),
-        Teacher::Base if !tuned => Ok(Some(Policy::plain(opened.model.clone()))),
+        Teacher::Base if !tuned => Ok(Some((Policy::plain(opened.model.clone()), 0))),
         // What learns is the model itself: as it was, it has to be held a second time.
-        Teacher::Base => Ok(Some(open(&opened.name, opened.precision.into())?.policy(None)?)),
+        Teacher::Base => {
+            let again = open(&opened.name, opened.precision.into())?;
+            Ok(Some((again.policy(None)?, again.bytes)))
+        }
         Teacher::Model => {
             if models.teacher.is_empty() {
                 return Err(Error::input(
@@ -55,7 +59,7 @@ pub fn of(
             if let Some(teacher) = &teacher {
                 same_tokens(&models.teacher, teacher, opened)?;
             }
-            Ok(Some(policy))
+            Ok(Some((policy, teacher.map_or(0, |teacher| teacher.bytes))))
         }
     }
 }

@@ -21,7 +21,7 @@ use luthier_train::{
 use luthier_update::Start;
 
 use crate::{
-    begin, heads, corrupt, distil, export,
+    begin, corrupt, distil, export, heads,
     manifest::{self, Input, Manifest},
     memory,
     open::Opened,
@@ -148,6 +148,7 @@ impl Stage {
         let objective = config.loss.objective()?;
         let teacher = teacher::of(objective.as_ref(), &recipe.models, &opened, full)?;
         drop(objective);
+        let (teacher, beside) = teacher.map_or((None, 0), |(policy, bytes)| (Some(policy), bytes));
         if teacher.is_some() && bound.policy.hooks.virtual_tokens > 0 {
             let what = "rows begin with virtual tokens, which only the policy that learns them can \
                 read, and the objective compares it with another";
@@ -168,7 +169,8 @@ impl Stage {
             prepared.rows = rows.into_iter().map(|row| row.behind(placeholders)).collect();
         }
         plan.lengths = train.rows.iter().map(Row::len).collect();
-        let (keep, memory) = memory::plan(&config, &opened, &bound, &train.rows, &plan);
+        let (keep, mut memory) = memory::plan(&config, &opened, &bound, &train.rows, &plan);
+        memory.weights += beside;
         let fisher = match config.update.ewc.as_ref().and_then(|ewc| ewc.fisher.as_ref()) {
             Some(file) => Some(StateDict::load(file)?),
             None => None,

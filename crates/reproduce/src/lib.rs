@@ -27,7 +27,9 @@ pub mod papers {
     pub mod p17;
     pub mod p20;
     pub mod p22;
+    pub mod p24;
     pub mod p25;
+    pub mod p26;
     pub mod p27;
     pub mod p28;
     pub mod p29;
@@ -89,7 +91,9 @@ pub const PAPERS: &[Paper] = &[
     papers::p17::PAPER,
     papers::p20::PAPER,
     papers::p22::PAPER,
+    papers::p24::PAPER,
     papers::p25::PAPER,
+    papers::p26::PAPER,
     papers::p27::PAPER,
     papers::p28::PAPER,
     papers::p29::PAPER,

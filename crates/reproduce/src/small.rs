@@ -14,7 +14,7 @@ use luthier_train::Train;
 use serde::Serialize;
 
 /// Standard deviation of every matrix at the start, as in most configurations.
-const INITIALIZER_RANGE: f64 = 0.02;
+pub const INITIALIZER_RANGE: f64 = 0.02;
 
 /// Sizes of a small decoder of the Llama family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

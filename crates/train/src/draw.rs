@@ -8,7 +8,7 @@ use luthier_core::{Error, Result};
 
 use crate::{
     Train,
-    run::{Draw, Drawn},
+    job::{Draw, Drawn},
 };
 
 pub mod corrupt;

@@ -1,9 +1,7 @@
 //! The objective on held-out rows, without gradients.
 
 use candle_core::D;
-use luthier_core::{
-    Batch, Ctx, Error, Head, Logits, Policy, Result, Row, model::gather_logp,
-};
+use luthier_core::{Batch, Ctx, Error, Head, Logits, Policy, Result, Row, model::gather_logp};
 use luthier_kernels::threads;
 use luthier_loss::{Objective, Totals, pair};
 

@@ -1,24 +1,19 @@
 //! The run loop: steps, evaluations, checkpoints, samples, in an order that makes a resumed run
 //! equal to one that was never interrupted.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
-    time::Instant,
-};
+use std::{sync::atomic::Ordering, time::Instant};
 
-use luthier_core::{Batch, Error, Policy, Result, Row, Seed, StateDict};
+use luthier_core::{Batch, Error, Result, Row, Seed};
 use luthier_loss::{Loss, Objective};
-use luthier_params::{Bound, Handover};
+use luthier_params::Handover;
 use luthier_update::{Start, Stepper};
 use serde_json::{Map, Value};
 
 use crate::{
     balance::Balancer,
     checkpoint::{self, Progress},
-    config::Train,
     course::{Course, Place},
-    evaluate::{ece, evaluate},
+    job::{Drawn, Job},
     log::{self, Line, Log},
     neftune,
     order::{extent, micro_batches, place},
@@ -27,65 +22,8 @@ use crate::{
     sum::Gradients,
 };
 
-const BEST: &str = "best.safetensors";
-
-/// Everything a training run works on.
-pub struct Job<'a> {
-    /// Model, hooks and what may learn.
-    pub bound: &'a Bound,
-    /// The stage's settings.
-    pub config: &'a Train,
-    /// Rows to train on.
-    pub train: &'a [Row],
-    /// Rows to evaluate on; may be empty.
-    pub eval: &'a [Row],
-    /// How often the schedule is run, each time with a new optimizer.
-    pub rounds: usize,
-    /// The steps of an epoch of a round as indices into `train`.
-    pub order: &'a dyn Fn(usize, usize) -> Vec<Vec<usize>>,
-    /// What is done to the rows of a step as they are drawn.
-    pub draw: Option<&'a Draw<'a>>,
-    /// Whose distributions the objective compares with, if it does.
-    pub teacher: Option<&'a Policy>,
-    /// What the update needs to know of model and data.
-    pub start: &'a Start<'a>,
-    /// Names an example for errors.
-    pub describe: &'a dyn Fn(usize) -> String,
-    /// Adds files to a checkpoint folder so that it can be used as a model or adapter.
-    pub export: &'a dyn Fn(&Path) -> Result<()>,
-    /// Generates samples for the log.
-    pub sample: &'a dyn Fn(u64) -> Result<Vec<log::Sample>>,
-    /// Set to stop after the step in progress.
-    pub stop: &'a AtomicBool,
-    /// The run directory.
-    pub out: &'a Path,
-    /// Goes on from the newest checkpoint in `out`.
-    pub resume: bool,
-    /// Identifies recipe, data and model.
-    pub fingerprint: String,
-    /// Whether block activations are kept.
-    pub keep: bool,
-    /// Shows a progress bar.
-    pub progress: bool,
-}
-
-/// Makes the rows of a step from those that were drawn for it: a function of nothing but what it is
-/// told, so that a resumed run makes the same.
-pub type Draw<'a> = dyn Fn(Drawn) -> Result<Vec<Row>> + 'a;
-
-/// What was drawn for a step.
-pub struct Drawn<'a> {
-    /// How many steps came before.
-    pub step: u64,
-    /// Steps of the whole run.
-    pub of: u64,
-    /// Of everything random.
-    pub seed: Seed,
-    /// The policy as it is.
-    pub policy: &'a Policy,
-    /// In whole units.
-    pub rows: Vec<Row>,
-}
+mod after;
+mod tasks;
 
 /// The forward passes of a step; every `unit` rows share one.
 pub fn passes(step: &[usize], rows: &[Row], micro_tokens: usize, unit: usize) -> Vec<Batch> {
@@ -249,12 +187,7 @@ impl Run<'_> {
             noise: Seed(config.seed).split("noise").at(number),
             describe: self.job.describe,
         };
-        if config.loss.undivided() && passes.len() > 1 {
-            let tokens: usize = passes.iter().map(Batch::n).sum();
-            let what = format!("this objective needs the {tokens} tokens of a step in one pass");
-            return Err(Error::input("train.micro_tokens", what)
-                .hint(format!("train.micro_tokens = {tokens} or more, or a smaller step")));
-        }
+        tasks::undivided(config, &passes)?;
         let loss = self.weighed(number)?;
         let objective = loss.as_ref().map(Loss::objective).transpose()?;
         let all = Step {
@@ -303,23 +236,6 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The loss with the weights of tasks for this step, where they follow something.
-    fn weighed(&mut self, number: u64) -> Result<Option<Loss>> {
-        let (job, objective) = (self.job, self.objective.as_ref());
-        let Some(balance) = &mut self.balance else { return Ok(None) };
-        balance.before(number, &mut |rows| measure(job, objective, rows))?;
-        Ok(Some(job.config.loss.weighted(balance.weights())))
-    }
-
-    /// Lets the weights of tasks see what a step did.
-    fn follow(&mut self, number: u64) -> Result<()> {
-        let (job, objective) = (self.job, self.objective.as_ref());
-        let Some(balance) = &mut self.balance else { return Ok(()) };
-        balance.after(number, &mut |rows| measure(job, objective, rows))?;
-        self.progress.balance = Some(balance.state().clone());
-        Ok(())
-    }
-
     fn log_step(&mut self, report: &StepReport, epoch: f64, seconds: f64) -> Result<()> {
         self.log.write(&Line::Step(log::Step {
             step: self.progress.step,
@@ -333,148 +249,6 @@ impl Run<'_> {
             more: self.more(report),
         }))
     }
-
-    /// What an objective tells of a step, and the weights of tasks where they change.
-    fn more(&self, report: &StepReport) -> Map<String, Value> {
-        let mut more = named(&report.logs, "");
-        let (Some(balance), Some(tasks)) = (&self.balance, &self.job.config.loss.tasks) else {
-            return more;
-        };
-        for (task, weight) in balance.weights().iter().enumerate() {
-            more.insert(format!("task_weight/{}", tasks.name(task)), Value::from(*weight));
-        }
-        more
-    }
-
-    /// Evaluation, samples and checkpoint when they are due; true when training should stop.
-    fn after_step(&mut self, epoch: f64) -> Result<bool> {
-        let (step, config) = (self.progress.step, self.job.config);
-        let due = |every: u64| every > 0 && step.is_multiple_of(every);
-        let mut give_up = false;
-        if due(config.eval_steps) && !self.job.eval.is_empty() {
-            self.stepper.exchange()?;
-            give_up = self.evaluate(epoch)?;
-            self.stepper.exchange()?;
-        }
-        if due(config.sample_steps) {
-            self.stepper.exchange()?;
-            let samples = (self.job.sample)(step)?;
-            self.stepper.exchange()?;
-            for sample in samples {
-                let line = format!("step {step}: {:?}", sample.sample_text);
-                self.log.write(&Line::Sample(sample))?;
-                self.bar.say(&line);
-            }
-        }
-        if due(config.save_steps) {
-            self.checkpoint()?;
-        }
-        Ok(give_up)
-    }
-
-    /// With the weights to use, which are not always those that are trained.
-    fn evaluate(&mut self, epoch: f64) -> Result<bool> {
-        let (job, step, begun) = (self.job, self.progress.step, Instant::now());
-        let (policy, micro_tokens) = (&job.bound.policy, job.config.micro_tokens());
-        let objective = self.objective.as_ref();
-        let (loss, mut logs) = evaluate(policy, objective, job.teacher, job.eval, micro_tokens)?;
-        if job.config.eval_ece {
-            logs.push(("ece", ece(policy, job.eval, micro_tokens)?));
-        }
-        self.log.write(&Line::Eval(log::Eval {
-            step,
-            epoch,
-            eval_loss: loss,
-            eval_runtime: begun.elapsed().as_secs_f64(),
-            more: named(&logs, "eval_"),
-        }))?;
-        self.bar.say(&format!("step {step}: evaluation loss {loss:.4}"));
-        self.eval_loss = Some(loss);
-        self.evaluated_at = step;
-        self.stepper.observe(loss)?;
-        let bar = self.progress.best.map_or(f64::INFINITY, |(_, best)| best);
-        if loss < bar - job.config.early_stopping_threshold {
-            self.progress.best = Some((step, loss));
-            self.progress.evals_without_improvement = 0;
-            if job.config.load_best_model_at_end {
-                checkpoint::snapshot(&job.bound.params).save(&job.out.join(BEST), &[])?;
-            }
-        } else {
-            self.progress.evals_without_improvement += 1;
-        }
-        let patience = job.config.early_stopping_patience;
-        Ok(patience.is_some_and(|p| self.progress.evals_without_improvement >= p))
-    }
-
-    fn checkpoint(&mut self) -> Result<PathBuf> {
-        // The log first: a checkpoint never knows steps that the log lacks.
-        self.log.sync()?;
-        let (job, best) = (self.job, self.progress.best.map(|(step, _)| step));
-        let (bound, course) = (job.bound, &self.course);
-        let dir = checkpoint::save(
-            job.out,
-            &self.progress,
-            bound,
-            course,
-            &mut self.stepper,
-            job.export,
-        )?;
-        if let Some(limit) = job.config.save_total_limit {
-            checkpoint::prune(job.out, limit, best)?;
-        }
-        self.bar.restart_clock();
-        Ok(dir)
-    }
-
-    fn finish(mut self, stopped: Option<Stopped>) -> Result<Outcome> {
-        let (job, config) = (self.job, self.job.config);
-        let interrupted = matches!(stopped, Some(Stopped::Interrupted(_)));
-        if !interrupted {
-            // What is exported and measured from here on are the weights to use.
-            self.stepper.exchange()?;
-            if !job.eval.is_empty() && self.evaluated_at != self.progress.step {
-                let epoch = config.epochs * self.progress.step as f64 / self.total as f64;
-                self.evaluate(epoch)?;
-            }
-            let best = job.out.join(BEST);
-            if config.load_best_model_at_end && best.is_file() {
-                checkpoint::restore(&job.bound.params, &StateDict::load(&best)?, &best)?;
-            }
-        }
-        let seconds = self.started.elapsed().as_secs_f64();
-        let steps = self.progress.step;
-        let train_loss = self.progress.loss_sum / steps.max(1) as f64;
-        if !interrupted {
-            self.log.write(&Line::End(log::End {
-                step: steps,
-                epoch: config.epochs * steps as f64 / self.total as f64,
-                train_loss,
-                train_runtime: seconds,
-                train_steps_per_second: steps as f64 / seconds.max(1e-9),
-                more: Map::new(),
-            }))?;
-        }
-        self.log.sync()?;
-        self.bar.finish();
-        Ok(Outcome {
-            steps,
-            total_steps: self.total,
-            seconds,
-            tokens: self.tokens,
-            tokens_per_second: self.tokens as f64 / self.stepping.max(1e-9),
-            train_loss,
-            eval_loss: self.eval_loss,
-            best: self.progress.best,
-            peak_rss_bytes: log::rss().map(|(_, peak)| peak),
-            stopped,
-        })
-    }
-}
-
-/// The objective's mean over some rows, as the policy is.
-fn measure(job: &Job, objective: &dyn Objective, rows: &[Row]) -> Result<f64> {
-    let (policy, micro) = (&job.bound.policy, job.config.micro_tokens());
-    Ok(evaluate(policy, objective, job.teacher, rows, micro)?.0)
 }
 
 fn named(logs: &[(&'static str, f64)], prefix: &str) -> Map<String, Value> {

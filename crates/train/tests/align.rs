@@ -248,7 +248,7 @@ fn an_evaluation_keeps_pairs_whole() {
     let rows = pairs(&bound);
     let (want, _) = trained(&bound, &align, &rows, 10_000, true);
     for micro in [1, 40, 10_000] {
-        let (loss, logs) = evaluate(&bound.policy, &align, &rows, micro).unwrap();
+        let (loss, logs) = evaluate(&bound.policy, &align, None, &rows, micro).unwrap();
         assert!((loss - want).abs() < 1e-5 * want, "{micro}: {loss} {want}");
         let parts: Vec<&str> = logs.iter().map(|(name, _)| *name).collect();
         assert_eq!(parts, ["nll", "kl"]);

@@ -41,11 +41,12 @@ pub struct Args {
     /// Share of every row that becomes 0
     #[arg(long, value_name = "SHARE", default_value_t = 0.1)]
     dense_ratio: f64,
-    /// What weights are judged by: wanda is size times inputs on the data; magnitude and random are
-    /// controls without data
+    /// What weights are judged by: wanda is size times inputs on the data, grad size times the slope of
+    /// the answers' likelihood; magnitude and random are controls without data
     #[arg(
         long, value_name = "S", default_value = "wanda", value_parser =
-        PossibleValuesParser::new(["wanda", "magnitude", "random"]).map(|name| match name.as_str() {
+        PossibleValuesParser::new(["wanda", "grad", "magnitude", "random"]).map(|name| match name.as_str() {
+            "grad" => Score::Grad,
             "magnitude" => Score::Magnitude,
             "random" => Score::Random,
             _ => Score::Wanda,
@@ -88,7 +89,7 @@ pub fn run(args: Args) -> Result<()> {
         seed: args.seed,
     };
     how.check()?;
-    if how.score == Score::Wanda && args.data.is_none() {
+    if how.score.reads() && args.data.is_none() {
         return Err(Error::input("--data", "missing: what shall the tuned model lose?").hint(
             "a data file of prompts with the answers it must not give, or --score magnitude",
         ));

@@ -10,6 +10,37 @@ fn lines(rows: &[Value]) -> String {
     rows.iter().map(|row| format!("{row}\n")).collect()
 }
 
+/// The file that a recipe of preferences or of a head reads.
+pub fn data(recipe: &str) -> &'static str {
+    let name = recipe.rsplit('/').next().unwrap();
+    match name {
+        "kto.toml" | "bco.toml" => "unpaired.jsonl",
+        "deconfound.toml" | "rwr.toml" => "outcomes.jsonl",
+        "classify.toml" | "regress.toml" => "labels.jsonl",
+        _ => "pairs.jsonl",
+    }
+}
+
+/// The files beside pairs.jsonl.
+pub fn files(dir: &Path) {
+    let write = |name: &str, row: &dyn Fn(usize) -> Value| {
+        let rows: Vec<Value> = (0..12).map(row).collect();
+        fs::write(dir.join(name), lines(&rows)).unwrap();
+    };
+    let said = ["yes", "no", "maybe so", "never yes"];
+    write(
+        "unpaired.jsonl",
+        &|i| json!({"prompt": format!("case {i}"), "completion": said[i % 4], "label": i % 3 != 0}),
+    );
+    write("outcomes.jsonl", &|i| {
+        json!({
+            "prompt": "say it", "completion": format!("{} {i}", said[i % 4]),
+            "outcome": i % 4 + i * i % 7, "hour": i * i % 7, "reward": (i % 4) as f64 / 2.0,
+        })
+    });
+    write("labels.jsonl", &|i| json!({"text": format!("case {i}"), "label": i % 2}));
+}
+
 /// A model, and pairs of which the better answer is always the same word.
 fn workplace() -> tempfile::TempDir {
     let work = tempfile::tempdir().unwrap();
@@ -109,4 +140,90 @@ fn pairs_that_say_nothing_are_refused_by_their_line() {
     fs::write(dir.join("one.jsonl"), "{\"prompt\": \"a\", \"completion\": \"b\"}\n").unwrap();
     run(dir, &format!("train --model model --data one.jsonl --out out {dpo}"))
         .refused(&["one.jsonl:1", "chosen and rejected"]);
+}
+
+#[test]
+fn answers_are_wanted_or_not() {
+    let work = workplace();
+    let dir = work.path();
+    let rows: Vec<Value> = (0..12)
+        .map(|i| {
+            let (completion, label) = if i % 2 == 0 { ("yes", true) } else { ("no, never", false) };
+            json!({"prompt": format!("case {i}"), "completion": completion, "label": label})
+        })
+        .collect();
+    fs::write(dir.join("unpaired.jsonl"), lines(&rows)).unwrap();
+    let train = "train --model model --data unpaired.jsonl batch_size=2 learning_rate=2e-3";
+    for (loss, begins) in [
+        ("train.loss.kto={group=4}", 0.5),
+        ("train.loss.kto={loss_type=\"apo_zero_unpaired\"}", 0.5),
+        ("train.loss.bco={group=4,beta=0.5}", std::f64::consts::LN_2),
+    ] {
+        run(dir, &format!("{train} --out out epochs=8 {loss}")).text();
+        let steps = metrics(&dir.join("out"));
+        let of = |line: &Value, name: &str| line[name].as_f64().unwrap_or(f64::NAN);
+        let (first, last) = (&steps[0], steps.last().unwrap());
+        // Nothing has moved away from the reference yet.
+        assert!((of(first, "loss") - begins).abs() < 1e-4, "{loss}: {first}");
+        assert!(of(last, "loss") < of(first, "loss"), "{loss}: {first} {last}");
+        // The last step may hold wanted rows alone.
+        let rejected = last["rewards/rejected"].as_f64().unwrap_or(0.0);
+        assert!(of(last, "rewards/chosen") > rejected, "{loss}: {last}");
+        fs::remove_dir_all(dir.join("out")).unwrap();
+    }
+    let mut bad = rows[0].clone();
+    bad["label"] = json!("good");
+    fs::write(dir.join("bad.jsonl"), lines(&[rows[1].clone(), bad])).unwrap();
+    run(dir, "train --model model --data bad.jsonl --out out train.loss.kto={}").refused(&[
+        "bad.jsonl:2",
+        "column label",
+        "true or false",
+    ]);
+}
+
+#[test]
+fn a_head_learns_beside_lora_or_the_whole_model() {
+    let work = workplace();
+    let dir = work.path();
+    let rows: Vec<Value> = (0..12)
+        .map(|i| {
+            let (text, label) = if i % 2 == 0 { ("good good", "yes") } else { ("bad bad", "no") };
+            json!({"text": text, "label": label})
+        })
+        .collect();
+    fs::write(dir.join("labels.jsonl"), lines(&rows)).unwrap();
+    let train = "train --model model --data labels.jsonl batch_size=6 learning_rate=1e-2 epochs=10";
+    let names = "train.params.head.labels=[\"no\",\"yes\"] train.loss.classify={}";
+    for form in ["train.params.lora={r=4}", "train.params.full={}", ""] {
+        let line = format!("{train} --out out {names} {form} save_steps=10");
+        run(dir, &line).text();
+        let steps = metrics(&dir.join("out"));
+        let of = |line: &Value, name: &str| line[name].as_f64().unwrap_or(f64::NAN);
+        let (first, last) = (&steps[0], steps.last().unwrap());
+        assert!((of(first, "loss") - std::f64::consts::LN_2).abs() < 0.3, "{form}: {first}");
+        assert!(of(last, "loss") < 0.5 * of(first, "loss"), "{form}: {last}");
+        assert_eq!(of(last, "accuracy"), 1.0, "{form}: {last}");
+        if form.contains("lora") {
+            let text = fs::read_to_string(dir.join("out/adapter_config.json")).unwrap();
+            let config: Value = serde_json::from_str(&text).unwrap();
+            assert_eq!(config["task_type"], "SEQ_CLS");
+            assert_eq!(config["modules_to_save"], json!(["score"]));
+        }
+        if form.contains("full") {
+            let text = fs::read_to_string(dir.join("out/config.json")).unwrap();
+            let config: Value = serde_json::from_str(&text).unwrap();
+            assert_eq!(config["architectures"], json!(["LlamaForSequenceClassification"]));
+            assert_eq!(config["id2label"], json!({"0": "no", "1": "yes"}));
+        }
+        fs::remove_dir_all(dir.join("out")).unwrap();
+    }
+    let wrong = "train --model model --data labels.jsonl --out out";
+    run(dir, &format!("{wrong} train.loss.classify={{}}")).refused(&["train.loss", "a head"]);
+    run(dir, &format!("{wrong} train.params.head.labels=2"))
+        .refused(&["train.loss", "scores labels"]);
+    run(
+        dir,
+        &format!("{wrong} train.loss.classify={{}} train.params.head.labels=[\"no\",\"yeah\"]"),
+    )
+    .refused(&["labels.jsonl:1", "none of the known labels"]);
 }

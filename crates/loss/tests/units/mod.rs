@@ -72,7 +72,7 @@ const OBJECTIVES: &[&str] = &[
 ];
 
 /// Settings of `[train]`, which are no objectives.
-const BESIDE: [&str; 2] = ["corrupt", "neftune_noise_alpha"];
+const BESIDE: [&str; 4] = ["corrupt", "neftune_noise_alpha", "balance.coba", "balance.famo"];
 
 /// Every objective with its text for a name.
 pub fn objectives() -> Vec<(String, Loss)> {

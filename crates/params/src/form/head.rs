@@ -78,6 +78,11 @@ impl Head {
 impl Form for Head {
     fn bind(&self, policy: Policy, scope: &mut Scope) -> Result<Policy> {
         self.check()?;
+        // Where the whole model learns, the head that is replaced learned, too.
+        let old = policy.model.sites().get("logits").and_then(|site| site.module.clone());
+        if let Some(old) = old {
+            scope.forget(|name| name.rsplit_once('.').is_some_and(|(module, _)| module == old));
+        }
         let dims = [self.labels.count(), policy.model.width()];
         let weight = scope.shared(WEIGHT, &dims, Init::Normal(INITIALIZER_RANGE))?;
         let model = policy.model.with_head(weight.as_tensor())?;

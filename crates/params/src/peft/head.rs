@@ -37,7 +37,8 @@ pub(super) fn read(reader: &mut Reader) -> Result<Option<Head>> {
     let weight = reader.take(&key)?;
     let (labels, _) = weight.dims2()?;
     reader.state.insert(WEIGHT, weight);
-    reader.save_no_more(MODULE);
+    // PEFT names the modules of two families of models, of which a model has one.
+    [MODULE, "classifier"].into_iter().for_each(|module| reader.save_no_more(module));
     let names = reader.get("luthier").get("labels").and_then(Value::as_array);
     let text = |name: &Value| name.as_str().map(str::to_string);
     let names = names.and_then(|names| names.iter().map(text).collect::<Option<Vec<String>>>());

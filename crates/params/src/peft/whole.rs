@@ -7,7 +7,7 @@ use luthier_core::{Error, Result, SiteInfo};
 use serde_json::{Value, json};
 
 use super::{load::Reader, module, modules, save::Out};
-use crate::form::tokens::tied;
+use crate::form::{head::WEIGHT, tokens::tied};
 
 /// What was written as a whole.
 pub(super) struct Whole {
@@ -22,7 +22,12 @@ pub(super) struct Whole {
 /// Writes the weights that learned themselves. PEFT wants all tensors of such a module, also those
 /// that did not learn.
 pub(super) fn write(out: &mut Out) -> Result<Whole> {
+    // A new head has a place of its own, also where the base has one of that name.
+    let head = out.bound.form.head.is_some();
     let learned = |name: &'_ str| {
+        if head && name == WEIGHT {
+            return None;
+        }
         let (module, part) = name.rsplit_once('.')?;
         let known = matches!(part, "weight" | "bias") && out.sites.by_module(module).is_some();
         known.then(|| module.to_string())

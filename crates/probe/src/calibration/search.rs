@@ -53,7 +53,8 @@ mod tests {
     fn the_grid_is_refined_around_its_best() {
         let fit = two_stage(|c| Ok((c - 0.37f64).abs())).unwrap();
         assert!((fit.value - 0.36).abs() < 1e-12 || (fit.value - 0.38).abs() < 1e-12, "{fit:?}");
-        assert_eq!(fit.tried.len(), 10 + 10);
+        // Of the eleven around 0.4 three were known.
+        assert_eq!(fit.tried.len(), 10 + 8);
         assert!((fit.tried[0].0, fit.tried[9].0) == (0.1, 1.0) && fit.error < 0.0101);
         let small = two_stage(Ok).unwrap();
         assert_eq!(small.value, 0.02);

@@ -75,9 +75,13 @@ pub struct Source {
     /// Folder of an adapter for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub adapter: Option<PathBuf>,
-    /// What tuning contributes to each block of `policy`, times this number.
+    /// What tuning contributes to each block, times this number: what an adapter does, or what the
+    /// model differs by from `base`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scaled: Option<f64>,
+    /// For `scaled`: what the model was tuned from, where that is no adapter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
     /// In the place of a model: what came next in these texts after the same tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ngram: Option<Texts>,
@@ -97,6 +101,7 @@ impl Default for Source {
             model: POLICY.to_string(),
             adapter: None,
             scaled: None,
+            base: None,
             ngram: None,
             template: Template::Same,
             system: None,
@@ -176,13 +181,12 @@ impl Decode {
     /// Places files as the recipe means them, relative to its own folder.
     pub fn rebase(&mut self, base: &Path) {
         for source in self.sources.values_mut() {
-            let local = base.join(&source.model);
-            // A model may be a name; it is a path only if something stands there.
-            if !source.model.is_empty()
-                && ![POLICY, BASE].contains(&&*source.model)
-                && local.exists()
-            {
-                source.model = local.display().to_string();
+            for model in [&mut source.model].into_iter().chain(&mut source.base) {
+                let local = base.join(&*model);
+                // A model may be a name; it is a path only if something stands there.
+                if !model.is_empty() && ![POLICY, BASE].contains(&&**model) && local.exists() {
+                    *model = local.display().to_string();
+                }
             }
             source.adapter.iter_mut().for_each(|dir| *dir = base.join(&*dir));
             source.ngram.iter_mut().for_each(|texts| texts.data = base.join(&texts.data));
@@ -224,8 +228,11 @@ impl Decode {
 
 impl Source {
     fn check(&self, name: &str) -> Result<()> {
-        let Some(texts) = &self.ngram else { return Ok(()) };
         let at = format!("decode.sources.{name}");
+        if self.base.is_some() && self.scaled.is_none() {
+            return Err(Error::input(format!("{at}.base"), "is for `scaled`, which is not given"));
+        }
+        let Some(texts) = &self.ngram else { return Ok(()) };
         if self.model != POLICY || self.adapter.is_some() || self.scaled.is_some() {
             let what = "contradicts model, adapter and scaled: texts have no weights";
             return Err(Error::input(format!("{at}.ngram"), what));

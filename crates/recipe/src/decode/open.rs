@@ -94,17 +94,23 @@ impl Decoding {
                 continue;
             }
             // Each model is loaded once, however many sources it is the model of.
-            if ![POLICY, BASE].contains(&source.model.as_str())
-                && source.model != opened.name
-                && !others.iter().any(|other| other.name == source.model)
-            {
+            for model in [&source.model].into_iter().chain(&source.base) {
+                if [POLICY, BASE, opened.name.as_str()].contains(&model.as_str())
+                    || others.iter().any(|other| other.name == *model)
+                {
+                    continue;
+                }
                 let at = |e| Error::within(format!("decode.sources.{name}"), e);
                 let precision = opened.precision.into();
-                others.push(open_for(&source.model, precision, rows).map_err(at)?);
+                others.push(open_for(model, precision, rows).map_err(at)?);
             }
-            let model = others.iter().find(|other| other.name == source.model).unwrap_or(opened);
-            compare(name, &model.tokenizer, &opened.tokenizer)?;
-            members.push(Member::new(name, source, model, policy)?);
+            let of =
+                |model: &str| others.iter().find(|other| other.name == model).unwrap_or(opened);
+            let (model, base) = (of(&source.model), source.base.as_deref().map(of));
+            for model in [model].into_iter().chain(base) {
+                compare(name, &model.tokenizer, &opened.tokenizer)?;
+            }
+            members.push(Member::new(name, source, (model, base), policy)?);
         }
         let rule = Picked::new(table.combine.clone(), &names)?;
         let vocab = members.iter().filter_map(Member::vocab).min();
@@ -264,19 +270,26 @@ fn named(table: &Decode, name: &str) -> Result<Source> {
 }
 
 impl Member {
-    fn new(name: &str, source: Source, model: &Opened, policy: &Policy) -> Result<Self> {
+    /// `base` is what `model` was tuned from, where the source names it.
+    fn new(
+        name: &str,
+        source: Source,
+        (model, base): (&Opened, Option<&Opened>),
+        policy: &Policy,
+    ) -> Result<Self> {
         let at = format!("decode.sources.{name}");
         let plain = Policy::plain(model.model.clone());
+        let untuned = base.map_or_else(|| plain.clone(), |base| Policy::plain(base.model.clone()));
         let bound = match (&source.adapter, source.model.as_str()) {
             (Some(dir), _) => model.policy(Some(dir)).map_err(|e| Error::within(&at, e))?,
             (None, POLICY) => policy.clone(),
-            (None, _) => plain.clone(),
+            (None, _) => plain,
         };
         let gives = match source.scaled {
             None => Gives::Model(bound),
             Some(alpha) => {
-                Scaled::new(&plain, &bound, alpha).map_err(|e| Error::within(&at, e))?;
-                Gives::Scaled(bound, plain, alpha)
+                Scaled::new(&untuned, &bound, alpha).map_err(|e| Error::within(&at, e))?;
+                Gives::Scaled(bound, untuned, alpha)
             }
         };
         Ok(Member {
@@ -298,9 +311,7 @@ impl Member {
 
     fn logits(&self, max_batch: usize, vocab: usize) -> Result<Box<dyn Logits + '_>> {
         Ok(match &self.gives {
-            Gives::Model(policy) => {
-                Box::new(PolicySource::new(policy, max_batch).narrowed(vocab))
-            }
+            Gives::Model(policy) => Box::new(PolicySource::new(policy, max_batch).narrowed(vocab)),
             Gives::Scaled(policy, base, alpha) => {
                 Box::new(Scaled::new(base, policy, *alpha)?.source(max_batch))
             }

@@ -197,7 +197,7 @@ mod tests {
             assert!(error.to_string().contains(words) && error.exit_code() == 2, "{error}");
         };
         let (a, b) = (mean(Some("a"), &["b"]), mean(Some("b"), &["a"]));
-        wrong(&[a.clone(), b], "a takes b takes a");
+        wrong(&[a.clone(), b], "b takes a takes b");
         wrong(&[a.clone(), a.clone()], "two documents are called a");
         wrong(&[mean(None, &["x"]), mean(None, &["y"])], "have no name");
         wrong(&[a, mean(None, &["x"])], "no other merge takes a");

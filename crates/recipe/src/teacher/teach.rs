@@ -111,6 +111,11 @@ fn of_set(
         return Err(Error::input(&set.table.name, what)
             .hint("across tokenizers whole rows are compared: raise max_length"));
     }
+    if data.block_size.is_some() {
+        let what = "texts laid end to end are cut elsewhere by other tokens";
+        return Err(Error::input("data.block_size", what)
+            .hint("leave it out, or take a teacher with the student's tokens"));
+    }
     let options = RenderOptions { loss_on: data.loss_on };
     let both = [student, teacher].map(|t| render_table(&set.table, t, &options));
     let [ours, theirs]: [Result<Vec<Rendered>>; 2] = both;

@@ -2,12 +2,16 @@
 //!
 //! A decoder from scratch learns two tasks at once: to copy 20 of 16 letters, and to add two numbers mod 13,
 //! whose answer is one token. Every step has 36 rows of the first and 4 of the second, so that 720 of 724
-//! trained tokens are copies. Arms: the four reductions, both focal losses, and CoBa; the same fresh rows in
-//! the same order. After 900 steps: the share of 300 further rows of each task that are right in every token.
+//! trained tokens are copies. Arms: the mean over tokens, over rows and over tasks, the focal loss of tokens,
+//! and CoBa; the same fresh rows in the same order. After 1600 steps: the share of 300 further rows of each task
+//! that are right in every token.
 //!
 //! **Departures**: (1) means are those of a step, not of a micro-batch (a step is one pass here); (2) the decoder has
-//! rotary positions, gated MLPs and no dropout, as all of this program's; (3) focal losses and CoBa, which the
-//! spec does not pilot, are asides; CoBa is asked about given histories by its tests.
+//! rotary positions, gated MLPs and no dropout, as all of this program's; (3) 1600
+//! steps instead of 800 to 1000, after which every arm but one guesses (see the notes); (4) the focal loss and
+//! CoBa, which the spec does not pilot, are asides; CoBa is asked about given histories by its tests;
+//! (5) `case4` is compared with `case3` by its losses in the first 20 steps, not trained to the end: where the rows of
+//! a task have one length, both are one.
 
 use luthier_core::{Result, Rng, Row, Seed};
 use luthier_loss::Mode;
@@ -42,7 +46,7 @@ const EQUALS: u32 = 31;
 const SIZES: Sizes =
     Sizes { layers: 2, width: 48, heads: 4, kv_heads: 4, ffn: 128, vocab: 32, tied: false };
 
-const STEPS: usize = 900;
+const STEPS: usize = 1600;
 /// Rows of each task in a step.
 const ROWS: [usize; 2] = [36, 4];
 const TESTS: usize = 300;
@@ -57,8 +61,14 @@ const ROWWISE: &str = "case2";
 const BY_TASK: &str = "case3";
 const BY_TASK_AND_ROW: &str = "case4";
 const COBA: &str = "coba";
-const ARMS: [&str; 7] =
-    [TOKENS, ROWWISE, BY_TASK, BY_TASK_AND_ROW, "focal_sample", "focal_task", COBA];
+const FOCAL: &str = "focal_sample";
+const ARMS: [&str; 5] = [TOKENS, ROWWISE, BY_TASK, FOCAL, COBA];
+
+/// The design before this one, in case somebody thinks of it again.
+const TRIED: &str = "tried before: 900 steps, one seed: added right case1 0.053, case2 0.143, case3 and case4 0.123, \
+    focal_sample 0.307, focal_task 0.100, CoBa 0.120, where guessing gives 0.077; all that is claimed held, next to \
+    nothing. Then case1 alone: 0.077, 0.133, \
+    0.493, 0.880 after 1200, 1500, 1800, 2500 steps (and case2 0.657 after 1800): 1600, where twice as much has room";
 
 const LEAST: &str = "the worse of both";
 const APART: &str = "apart from case3 in the first steps";
@@ -67,11 +77,10 @@ fn run(lab: &Lab) -> Result<Measured> {
     let mut measured = Measured::default();
     for seed in lab.seeds() {
         let start = Small::random(SIZES, Seed(seed).split("weights"))?;
-        let train = steps(Seed(seed).split("train"), std::env::var("H4_STEPS").ok().and_then(|s| s.parse().ok()).unwrap_or(STEPS));
+        let train = steps(Seed(seed).split("train"), STEPS);
         let held_out = [0, 1].map(|task| rows(task, HELD_OUT, Seed(seed).split("held out")));
         let tests = [0, 1].map(|task| rows(task, TESTS, Seed(seed).split("test")));
         for arm in ARMS {
-            if std::env::var("H4_ARM").is_ok_and(|a| a != arm) { continue; }
             let config = settings(arm, seed)?;
             let bound = start.bind(&config)?;
             let eval = if arm == COBA { held_out.concat() } else { Vec::new() };
@@ -89,6 +98,7 @@ fn run(lab: &Lab) -> Result<Measured> {
         measured.add(BY_TASK_AND_ROW, APART, apart(lab, &start, &train, seed)?);
     }
     claims(&mut measured)?;
+    measured.note(TRIED);
     Ok(measured)
 }
 
@@ -134,8 +144,7 @@ fn settings(arm: &str, seed: u64) -> Result<Train> {
         TOKENS => Mode::Case1,
         ROWWISE => Mode::Case2,
         BY_TASK_AND_ROW => Mode::Case4,
-        "focal_sample" => Mode::FocalSample,
-        "focal_task" => Mode::FocalTask,
+        FOCAL => Mode::FocalSample,
         _ => Mode::Case3,
     };
     config.loss.tasks.get_or_insert_default().mode = mode;

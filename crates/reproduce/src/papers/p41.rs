@@ -3,16 +3,18 @@
 //! Level 1 of the check, which is about the mechanism: a decoder from scratch is shown an arithmetic progression
 //! mod 11 of eight numbers, one of them wrong, and learns to write the right one (`x → y`), and to write it and
 //! then the difference of the progression, where the mistake was, the wrong and the right number (`x → y e`).
-//! 800 programs, 900 steps of 32 examples; tests on 250 others. Arms: fine-tuning on `x → y`; the objective
-//! with α = 0; α = ½; α = 1.
+//! 6400 programs, 2500 steps of 32 examples; tests on 250 others. Arms: fine-tuning on `x → y`; the objective
+//! with α = ½, with α = 1, and, for 200 steps, with α = 0.
 //!
 //! **Departures**: (1) the decoder is this program's, with rotary positions and gated MLPs; (2) no noise on the
-//! embedded tokens: at this size it is one more thing to learn; (3) level 2, SmolLM2-135M on broken functions with
+//! embedded tokens: at this size it is one more thing to learn; (3) more programs and steps than the spec's 800 and
+//! 900, after which explaining was not learned at all (see the notes): as many as the arm that always
+//! explains needs; (4) level 2, SmolLM2-135M on broken functions with
 //! their tests, is not run: five arms of three seeds take hours on two cores.
 
 use luthier_core::{Policy, Result, Rng, Row, Seed};
 use luthier_decode::{Generate, Sampler, TokenText, generate};
-use luthier_params::{Full, Params};
+use luthier_params::{Bound, Full, Params};
 use luthier_train::Train;
 use luthier_update::{Schedules, schedule::Constant};
 
@@ -42,26 +44,33 @@ const PLACE: u32 = 13;
 const SIZES: Sizes =
     Sizes { layers: 3, width: 64, heads: 4, kv_heads: 4, ffn: 176, vocab: 21, tied: false };
 
-const PROGRAMS: usize = 800;
+const PROGRAMS: usize = 6400;
 const TESTS: usize = 250;
-const STEPS: u64 = 900;
+const STEPS: u64 = 2500;
+/// Steps after which weights that must be the same are compared.
+const COMPARED: u64 = 200;
 
 /// What the spec's pilot says of the gain that this cannot show.
 const PILOT: &str = "the published gain in repairs is not claimed at this level: in the spec's pilot, and from scratch \
     there is no knowledge of language that an explanation could draw on, repairs got fewer with it (mod 11: \
     0.58 and 0.53 without, 0.47 and 0.39 with)";
 
+/// A design before this one, in case somebody thinks of it again.
+const TRIED: &str = "tried before, one seed: 800 programs and 900 steps: mended 0.70 by x → y, 0.71 with α = ½, 0.52 with \
+    α = 1; place named 0.12 and 0.34 after α = ½ and 1; then, with α = 1 alone, 6400 programs and 2500 steps: \
+    0.96 and 0.86";
+
 const PLAIN: &str = "fine-tuning on x → y";
 const NOTHING: &str = "α = 0";
 const HALF: &str = "α = ½";
 const ALL: &str = "α = 1 (explained always)";
-const ARMS: [(&str, f64); 4] = [(PLAIN, 0.0), (NOTHING, 0.0), (HALF, 0.5), (ALL, 1.0)];
+const ARMS: [(&str, f64); 3] = [(PLAIN, 0.0), (HALF, 0.5), (ALL, 1.0)];
 
 const MENDED: &str = "mended (top-1)";
 const NAMED: &str = "says where, asked to go on";
 const MASS: &str = "probability of the place";
 const CLEAN: &str = "ends or explains after y";
-const DIFFERENT: &str = "weights that differ from x → y";
+const DIFFERENT: &str = "bytes that differ from x → y";
 
 fn run(lab: &Lab) -> Result<Measured> {
     let mut measured = Measured::default();
@@ -69,25 +78,23 @@ fn run(lab: &Lab) -> Result<Measured> {
         let start = Small::random(SIZES, Seed(seed).split("weights"))?;
         let programs = draw(PROGRAMS, Seed(seed).split("train"));
         let tests = draw(TESTS, Seed(seed).split("test"));
-        let mut plain: Option<Vec<u8>> = None;
-        for (arm, alpha) in ARMS {
-            let config = settings(arm, alpha, seed)?;
-            let bound = start.bind(&config)?;
-            let rows: Vec<Row> = programs
-                .iter()
-                .enumerate()
-                .flat_map(|(i, program)| program.rows(alpha, i))
-                .collect();
-            lab.train(&bound, &rows, &config)?;
+        let trained = |config: &Train, alpha: f64| -> Result<(Bound, Vec<u8>)> {
+            let bound = start.bind(config)?;
+            let of = |(i, program): (usize, &Program)| program.rows(alpha, i);
+            let rows: Vec<Row> = programs.iter().enumerate().flat_map(of).collect();
+            lab.train(&bound, &rows, config)?;
             let weights = start.tuned(&bound)?.weights.to_safetensors(&[])?;
-            match &plain {
-                None => plain = Some(weights),
-                Some(plain) if arm == NOTHING => {
-                    let bits = plain.iter().zip(&weights).filter(|(a, b)| a != b).count();
-                    measured.add(arm, DIFFERENT, bits as f64);
-                }
-                Some(_) => {}
-            }
+            Ok((bound, weights))
+        };
+        let short = |arm: &str| -> Result<Vec<u8>> {
+            let config = Train { max_steps: Some(COMPARED), ..settings(arm, 0.0, seed)? };
+            Ok(trained(&config, 0.0)?.1)
+        };
+        let (plain, nothing) = (short(PLAIN)?, short(NOTHING)?);
+        let bytes = plain.iter().zip(&nothing).filter(|(a, b)| a != b).count();
+        measured.add(NOTHING, DIFFERENT, bytes as f64);
+        for (arm, alpha) in ARMS {
+            let (bound, _) = trained(&settings(arm, alpha, seed)?, alpha)?;
             let found = Found::of(&bound.policy, &tests)?;
             lab.say(&format!(
                 "seed {seed}, {arm}: mended {:.3}, place named {:.3}, mass {:.4}, clean {:.3}",
@@ -101,6 +108,7 @@ fn run(lab: &Lab) -> Result<Measured> {
     }
     claims(&mut measured)?;
     measured.note(PILOT);
+    measured.note(TRIED);
     Ok(measured)
 }
 
@@ -110,7 +118,7 @@ fn claims(measured: &mut Measured) -> Result<()> {
     let claim = |what: &str, of: &[f64], limit| Inequality::paired(what, of, &none, limit);
     let claims = [
         claim(
-            "bytes of the weights, α = 0 against x → y",
+            "bytes of the weights that differ, α = 0 against x → y",
             of(NOTHING, DIFFERENT)?,
             Limit::AtMost(0.0),
         ),
@@ -139,7 +147,7 @@ fn settings(arm: &str, alpha: f64, seed: u64) -> Result<Train> {
     let set = [
         "batch_size=32",
         "micro_tokens=2048",
-        "epochs=40",
+        "epochs=400",
         "learning_rate=1e-3",
         "weight_decay=0",
         &alpha,

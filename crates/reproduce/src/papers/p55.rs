@@ -124,9 +124,12 @@ fn one(lab: &Lab, number: u64, measured: &mut Measured) -> Result<()> {
         let bound = start.bind(&config)?;
         lab.train(&bound, &rows, &config)?;
         add(&name(RFT), score(&bound)?);
-        let (pairs, report) = pairs(STEP, &written[..n], number)?;
-        add(&name(STEP), score(&preferred(lab, &start, &pairs, STEP, number)?)?);
-        shares.push((name(STEP), 1.0 - paired(&report)));
+        // Between them nothing is claimed of this arm.
+        if n == FEWER[0] || n == PROBLEMS[1] {
+            let (pairs, report) = pairs(STEP, &written[..n], number)?;
+            add(&name(STEP), score(&preferred(lab, &start, &pairs, STEP, number)?)?);
+            shares.push((name(STEP), without(&report)));
+        }
     }
     for (arm, share) in shares {
         measured.add(&arm, WITHOUT, share);
@@ -134,9 +137,10 @@ fn one(lab: &Lab, number: u64, measured: &mut Measured) -> Result<()> {
     Ok(())
 }
 
-fn paired(report: &Paired) -> f64 {
+/// The share of problems that give no pair.
+fn without(report: &Paired) -> f64 {
     let without = report.all_right + report.all_wrong + report.no_chosen;
-    1.0 - without as f64 / report.problems as f64
+    without as f64 / report.problems as f64
 }
 
 /// The training settings of an arm.

@@ -1,20 +1,21 @@
 //! TL-Training (Ye et al. 2025, paper 66), its supervised part: calls that failed are not learned, and the tokens that
 //! decide which tool is called weigh more.
 //!
-//! A decoder from scratch reads four tools whose names of one to five words share their beginnings, a word
-//! for what is wanted, and values; it answers with a call of some twenty words. 15 of 100 of the 2000 conversations
-//! begin with a call that fails, an error, and the right call. All rows are made by the steps `call_turns` and
-//! `key_tokens` of `data.steps`.
+//! A decoder is pretrained to write calls of tools that are named to it. Then it reads four tools whose names of one
+//! to five words share their beginnings, a word for what is wanted, and values, and learns to answer with a
+//! call of some twenty words. 15 of 100 of the 2000 conversations begin with a call that fails, an error, and the
+//! right call. All rows are made by the steps `call_turns` and `key_tokens` of `data.steps`.
 //!
 //! Key tokens: after 400 steps of 32, the share of 400 further tasks in which the right tool is named, with
-//! deciding tokens of weight 9 and of weight 1. Failed calls, after 800 steps: the share of sampled first calls
-//! that are wrong, and of right calls behind a failed one and its error, where failed calls are learned, are context
-//! only, and are not even context.
+//! deciding tokens of weight 9 and of weight 1. Failed calls, after 1600 steps: the share of sampled first calls
+//! that are wrong, and of right calls behind a failed one and its error, where failed calls are learned, and where
+//! they are context only.
 //!
 //! **Departures**: (1) the reward by kinds of mistakes is measured on what the arms sample; the policy gradient that
 //! maximises it belongs to rollouts, which come later; (2) first calls are sampled at temperature 1: the
-//! likeliest call of a model of this size is hardly ever one of the 15 of 100; (3) failed calls are compared on
-//! three seeds, which is what there is time for.
+//! likeliest call of such a model is hardly ever one of the 15 of 100; (3) failed calls are compared on three
+//! seeds, which is what there is time for; (4) the pretraining, and the lengths: without, and with other ones,
+//! the plain arm had nothing left to learn or had not learned to copy values (see the notes).
 
 use luthier_core::{Policy, Result, Row, Seed};
 use luthier_data::transform::call_turns::{BlockMode, CallTurns};
@@ -22,7 +23,10 @@ use luthier_decode::{Generate, Sampler, TokenText, generate};
 use luthier_probe::tool_call::{Mistake, Rewards, judge};
 use luthier_train::Train;
 
-use crate::{Inequality, Lab, Limit, Measured, Paper, Sizes, Small, measure, recipe, stats::mean};
+use crate::{
+    Inequality, Lab, Limit, Measured, Paper, Pretraining, Sizes, Small, measure, recipe,
+    stats::mean,
+};
 
 mod world;
 
@@ -45,16 +49,30 @@ const TASKS: usize = 2000;
 const TESTS: usize = 400;
 /// Share of conversations in which the first call fails.
 const FAILING: f64 = 0.15;
-/// Steps with key tokens, and with failed calls.
-const STEPS: [u64; 2] = [400, 800];
+/// Steps with key tokens: the plain arm is past guessing between two tools, and not done.
+const TOLD_APART: u64 = 400;
+/// Steps with failed calls: enough for the plain arm to be wrong where it was taught to be.
+const LEARNED_WELL: u64 = 1600;
+/// Calls that are read in pretraining.
+const SPELT_OUT: usize = 16_000;
 /// The last seed on which failed calls are compared.
 const LAST: u64 = 3;
+
+/// Designs before this one, in case somebody thinks of them again; figures are of one seed.
+const TRIED: [&str; 2] = [
+    "tried before: from scratch at 2e-3: right tool after 400 steps 0.965 with weight 1, 1.000 with 9; after 800 steps \
+        first calls wrong 0.998 where failed ones are learned, 0.955 as context, 0.095 dropped, since values were not \
+        copied yet; left because both plain arms were at an end of the scale",
+    "tried before: pretrained, 400 steps at 3e-4: right tool 0.685 with weight 1, 0.698 with 9, while the plain arm \
+        guessed between tools of one verb and noun; 800 steps at 1e-3: first calls wrong 0.250 where failed ones are \
+        learned, 0.043 as context, 0.007 dropped; right after an error 0.580, 0.425, 0.025; then the plain arms \
+        alone: right tool at 1e-4, 6e-4, 1e-3, 2e-3: 0.637, 0.703, 0.815, 0.805",
+];
 
 const PLAIN: &str = "weight 1";
 const KEYS: &str = "weight 9 (PKT)";
 const LEARNED: &str = "failed calls learned (SFT)";
 const CONTEXT: &str = "failed calls as context (MAE)";
-const DROPPED: &str = "failed calls dropped";
 
 const CHOSEN: &str = "right tool";
 const WRONG: &str = "first calls wrong";
@@ -63,10 +81,12 @@ const RECOVERED: &str = "right after an error";
 
 fn run(lab: &Lab) -> Result<Measured> {
     let (words, mut measured) = (Words::new(), Measured::default());
+    let base = base(lab, &words)?;
     for seed in lab.seeds() {
         let tests = tests(TESTS, Seed(seed).split("test"));
         for (arm, weight) in [(PLAIN, 1.0), (KEYS, 9.0)] {
-            let policy = trained(lab, &words, arm, &CallTurns::default(), weight, STEPS[0], seed)?;
+            let policy =
+                trained(lab, &base, &words, &CallTurns::default(), weight, TOLD_APART, seed)?;
             let right = chosen(&words, &policy, &tests)?;
             lab.say(&format!("seed {seed}, {arm}: right tool {right:.3}"));
             measured.add(arm, CHOSEN, right);
@@ -74,14 +94,10 @@ fn run(lab: &Lab) -> Result<Measured> {
         if seed > LAST {
             continue;
         }
-        let modes = [
-            (LEARNED, BlockMode::None),
-            (CONTEXT, BlockMode::LossOnly),
-            (DROPPED, BlockMode::Drop),
-        ];
+        let modes = [(LEARNED, BlockMode::None), (CONTEXT, BlockMode::LossOnly)];
         for (arm, block_mode) in modes {
             let turns = CallTurns { block_mode, ..CallTurns::default() };
-            let policy = trained(lab, &words, arm, &turns, 1.0, STEPS[1], seed)?;
+            let policy = trained(lab, &base, &words, &turns, 1.0, LEARNED_WELL, seed)?;
             let (wrong, reward) = first_calls(&words, &policy, &tests, seed)?;
             let recovered = recovered(&words, &policy, &tests)?;
             lab.say(&format!(
@@ -93,6 +109,7 @@ fn run(lab: &Lab) -> Result<Measured> {
         }
     }
     claims(&mut measured)?;
+    TRIED.iter().for_each(|tried| measured.note(*tried));
     measured.note("check (3) of the spec, reinforcement learning from the reward by mistakes, is left to rollouts");
     Ok(measured)
 }
@@ -121,13 +138,6 @@ fn claims(measured: &mut Measured) -> Result<()> {
             Limit::AtLeast(-0.01),
         ),
         Inequality::paired(
-            "right after an error, as context − dropped",
-            of(CONTEXT, RECOVERED)?,
-            of(DROPPED, RECOVERED)?,
-            Limit::Above(0.0),
-        )
-        .aside(),
-        Inequality::paired(
             "reward of first calls, as context − learned",
             of(CONTEXT, REWARD)?,
             of(LEARNED, REWARD)?,
@@ -143,21 +153,34 @@ fn sizes(words: &Words) -> Sizes {
     Sizes { layers: 2, width: 64, heads: 4, kv_heads: 4, ffn: 176, vocab: words.len(), tied: false }
 }
 
+/// A decoder that writes calls of tools that are named to it.
+fn base(lab: &Lab, words: &Words) -> Result<Small> {
+    let table = world::spelt_out(SPELT_OUT, Seed(66).split("spelt out"));
+    let read = rows(words, table, &CallTurns::default(), 1.0)?;
+    let set = ["batch_size=32", "micro_tokens=4096", "epochs=4", "learning_rate=2e-3"];
+    let config = recipe("recipes/full/sft.toml", &set)?;
+    let how = Pretraining { name: "calls", sizes: sizes(words), rows: &read, config: &config };
+    let base = lab.pretrained(&how)?;
+    let test = world::spelt_out(TESTS, Seed(66).split("known"));
+    let test = rows(words, test, &CallTurns::default(), 1.0)?;
+    let right = measure::exact(&base.policy()?, &test)?;
+    lab.say(&format!("calls of tools that are named, right in every word: {right:.3}"));
+    Ok(base)
+}
+
 /// The training settings of a run.
 fn settings(steps: u64, seed: u64) -> Result<Train> {
-    let set = ["batch_size=32", "micro_tokens=4096", "epochs=100", "learning_rate=2e-3"];
+    let set = ["batch_size=32", "micro_tokens=4096", "epochs=100", "learning_rate=1e-3"];
     let mut config = recipe(RECIPE, &set)?;
     config.max_steps = Some(steps);
-    if let Some(x) = std::env::var("H4_STEPS").ok().and_then(|s| s.parse().ok()) { config.max_steps = Some(x) }
-    if let Some(x) = std::env::var("H4_RATE").ok().and_then(|s| s.parse().ok()) { config.update.adamw.as_mut().unwrap().learning_rate = x }
     config.seed = seed;
     Ok(config)
 }
 
 fn trained(
     lab: &Lab,
+    base: &Small,
     words: &Words,
-    arm: &str,
     turns: &CallTurns,
     max_weight: f64,
     steps: u64,
@@ -166,9 +189,8 @@ fn trained(
     let table = examples(TASKS, FAILING, Seed(seed).split("train"));
     let rows = rows(words, table, turns, max_weight)?;
     let config = settings(steps, seed)?;
-    let bound = Small::random(sizes(words), Seed(seed).split("weights"))?.bind(&config)?;
-    let outcome = lab.train(&bound, &rows, &config)?;
-    debug_assert_eq!(outcome.steps, steps, "{arm}");
+    let bound = base.bind(&config)?;
+    lab.train(&bound, &rows, &config)?;
     Ok(bound.policy)
 }
 
@@ -290,7 +312,7 @@ mod tests {
 
     #[test]
     fn runs_differ_in_their_length_alone() {
-        let (short, long) = (settings(STEPS[0], 2).unwrap(), settings(STEPS[1], 2).unwrap());
+        let (short, long) = (settings(TOLD_APART, 2).unwrap(), settings(LEARNED_WELL, 2).unwrap());
         assert_eq!(Train { max_steps: short.max_steps, ..long }, short);
     }
 }

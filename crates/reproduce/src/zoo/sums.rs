@@ -4,9 +4,11 @@
 //! which follows from the one before. As text a solution has a step to a line, so that the steps of
 //! `luthier_data::solution` work on it as they do on any other.
 
-use luthier_core::{Error, Example, Policy, Result, Row, Seed, Table, Turn};
+use luthier_core::{Error, Example, Policy, Result, Row, Seed, StateDict, Table, Turn};
 use luthier_data::parts::AnswerWeights;
 use luthier_decode::{Finish, Generate, Sampler, TokenText, generate};
+
+use crate::small::{INITIALIZER_RANGE, Sizes, Small};
 
 /// Digits of a problem.
 pub const DIGITS: usize = 6;
@@ -92,12 +94,12 @@ pub fn rows(example: &Example, number: usize) -> Result<Vec<Row>> {
         let said = tokens(completion.text())?;
         let mut ids: Vec<u32> = asked.iter().copied().chain([BAR]).collect();
         let mut counts = vec![0.0; ids.len()];
-        for (place, token) in said.iter().enumerate() {
-            // A step is a digit or a letter and the end of its line.
-            let part =
-                weights.parts.iter().find(|(from, to, _)| (*from..*to).contains(&(2 * place)));
+        let mut from = 0;
+        for (line, token) in completion.text().split_inclusive('\n').zip(&said) {
+            let part = weights.parts.iter().find(|(a, b, _)| (*a..*b).contains(&from));
             ids.push(*token);
             counts.push(part.map_or(1.0, |(_, _, weight)| *weight));
+            from += line.len();
         }
         ids.push(END);
         counts.push(weights.end.unwrap_or(1.0));
@@ -117,6 +119,22 @@ pub fn all_rows(examples: &[Example]) -> Result<Vec<Row>> {
 pub fn clean_rows(problems: &[Problem]) -> Result<Vec<Row>> {
     let example = |(i, p): (usize, &Problem)| example(p, &solution(p), i);
     all_rows(&problems.iter().enumerate().map(example).collect::<Vec<Example>>())
+}
+
+/// A small decoder whose matrices have a deviation of `1/√width` and whose embeddings have one of 1, as
+/// most libraries begin with: at the 0.02 of large models a narrow one stays lost for long.
+pub fn blank(sizes: Sizes, seed: Seed) -> Result<Small> {
+    let small = Small::random(sizes, seed)?;
+    let mut weights = StateDict::default();
+    for (name, tensor) in small.weights.iter() {
+        let wanted = match (name.contains("embed"), tensor.dims().len()) {
+            (true, _) => 1.0 / INITIALIZER_RANGE,
+            (false, 2) => 1.0 / (sizes.width as f64).sqrt() / INITIALIZER_RANGE,
+            _ => 1.0,
+        };
+        weights.insert(name, (tensor * wanted)?);
+    }
+    Small::of(sizes, weights)
 }
 
 /// Nobody reads these texts.
@@ -200,6 +218,15 @@ mod tests {
         AnswerWeights::put(&[Some(weights)], &mut example);
         let row = &rows(&example, 4).unwrap()[0];
         assert_eq!(row.weights[DIGITS..], [0.0, 0.0, 1.0, 0.5, 1.0, 0.0]);
+        // A model may say any token, also one of two digits.
+        example.completions[0].turns[0].content = text(&[4, BAR, 9]);
+        let weights = AnswerWeights { parts: vec![(0, 5, 0.0)], end: None };
+        AnswerWeights::put(&[Some(weights)], &mut example);
+        let row = &rows(&example, 4).unwrap()[0];
+        assert_eq!(
+            (&row.targets[DIGITS..], &row.weights[DIGITS..]),
+            (&[4, BAR, 9, END][..], &[0.0, 0.0, 1.0, 1.0][..])
+        );
         assert_eq!(clean_rows(&[P, P]).unwrap().len(), 2);
     }
 }

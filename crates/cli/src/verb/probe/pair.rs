@@ -1,8 +1,8 @@
 //! A tuned model and its base: the flags that probes of both share.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use luthier_core::{Result, StateDict, Table};
+use luthier_core::{Error, Result, StateDict, Table};
 use luthier_data::ReadOptions;
 use luthier_recipe::{Precision, landscape::Weights, merge::weights, open};
 
@@ -62,11 +62,14 @@ pub fn writable(name: &str) -> Result<Weights> {
 }
 
 /// Rows of a file, the first so many.
-pub fn table(data: &std::path::Path, limit: Option<usize>) -> Result<Table> {
+pub fn table(data: &Path, limit: Option<usize>) -> Result<Table> {
     if limit == Some(0) {
-        return Err(luthier_core::Error::input("--limit", "expected at least 1, got 0"));
+        return Err(Error::input("--limit", "expected at least 1, got 0"));
     }
     let mut table = luthier_data::read(data, &ReadOptions::default())?;
     table.examples.truncate(limit.unwrap_or(usize::MAX));
-    Ok(table)
+    match table.examples.is_empty() {
+        true => Err(Error::input(&table.name, "holds no example")),
+        false => Ok(table),
+    }
 }

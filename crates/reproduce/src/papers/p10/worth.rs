@@ -41,7 +41,13 @@ pub fn of_tensors(bound: &Bound, config: &Train, rows: &[Row]) -> Result<(Vec<f6
     let describe = |example: usize| format!("row {example}");
     let objective = config.loss.objective()?;
     let mut trial = Passes {
-        step: Step { policy: &bound.policy, params, objective: objective.as_ref(), teacher: None, keep: true },
+        step: Step {
+            policy: &bound.policy,
+            params,
+            objective: objective.as_ref(),
+            teacher: None,
+            keep: true,
+        },
         data: Data { number: 1, passes: &passes, noise: Seed(config.seed), describe: &describe },
         stepper: &stepper,
         rate: config.update.check()?.learning_rate,

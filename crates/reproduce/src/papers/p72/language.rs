@@ -3,12 +3,13 @@
 //! A sentence has a subject, a verb and an object of one topic, perhaps with adjectives, and a number.
 //! The first language, E, says `[adjective class] subject [plural] verb number [adjective class] object`:
 //! an adjective carries the class of its noun, a plural subject its mark, and the verb the number of its
-//! subject. The second, X, has a word of its own for each of E's sixty and another order,
+//! subject. The second, X, has a word of its own for each of E's and another order,
 //! `object [adjective] subject [adjective] verb number`, and the verb's agreement alone.
 
 use luthier_core::{Rng, Seed};
 
-const TOPICS: usize = 6;
+/// Words of a sentence are of one of these.
+pub const TOPICS: usize = 24;
 /// Words of a topic: nouns, verbs, adjectives.
 const NOUNS: usize = 4;
 const VERBS: usize = 3;
@@ -44,7 +45,7 @@ pub struct Sentence {
 }
 
 impl Sentence {
-    /// One of nine thousand.
+    /// One of thirty-seven thousand.
     pub fn draw(rng: &mut Rng) -> Self {
         let topic = (rng.below(TOPICS) * OF_TOPIC) as u32;
         let mut word = |from: usize, n: usize| topic + (from + rng.below(n)) as u32;
@@ -142,11 +143,11 @@ mod tests {
             adjectives: [Some(18), None],
         };
         assert_eq!(sentence.e(), [18, CLASS + 1, 11, PLURAL, 15, NUMBER + 1, 12]);
-        let lexicon: Vec<u32> = (60..120).collect();
-        assert_eq!(sentence.x(&lexicon), [72, 71, 78, 75, X_NUMBER + 1]);
+        let lexicon: Vec<u32> = (240..480).collect();
+        assert_eq!(sentence.x(&lexicon), [252, 251, 258, 255, X_NUMBER + 1]);
         let one = Sentence { plural: false, adjectives: [None, Some(17)], ..sentence };
         assert_eq!(one.e(), [11, 15, NUMBER, 17, CLASS, 12]);
-        assert_eq!(VOCAB, 132);
+        assert_eq!((WORDS, VOCAB), (240, 492));
     }
 
     #[test]
@@ -157,7 +158,7 @@ mod tests {
         let lexicon = lexicon(Seed(2));
         let mut sorted = lexicon.clone();
         sorted.sort_unstable();
-        assert_eq!(sorted, (60..120).collect::<Vec<u32>>());
+        assert_eq!(sorted, (240..480).collect::<Vec<u32>>());
         // Two sentences that differ differ in both languages.
         let pairs: std::collections::HashMap<Vec<u32>, Vec<u32>> =
             some.iter().map(|s| (s.x(&lexicon), s.e())).collect();
