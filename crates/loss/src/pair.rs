@@ -45,15 +45,18 @@ pub struct Charge {
     /// What chosen and rejected answer earn.
     pub rewards: [f64; 2],
     /// Further numbers for the log.
-    pub more: Vec<(&'static str, f64)>,
+    pub more: Told,
 }
+
+/// Numbers for the log, by name.
+pub type Told = Vec<(&'static str, f64)>;
 
 /// What a group of pairs costs together.
 pub struct Charges {
     /// The chosen answer of one pair, the rejected answer of another or the same, and what they cost.
     pub costs: Vec<([usize; 2], Dual)>,
     /// What the log says of each pair: its rewards, and further numbers.
-    pub told: Vec<([f64; 2], Vec<(&'static str, f64)>)>,
+    pub told: Vec<([f64; 2], Told)>,
 }
 
 /// How many pairs of a step there are to learn from.

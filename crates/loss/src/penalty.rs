@@ -122,6 +122,9 @@ struct Told {
     weights_m: Vec<f32>,
 }
 
+/// A number for each of some tokens, given by their places among those that are trained.
+type Numbers<'a> = dyn FnMut(&mut dyn Logits, std::ops::Range<usize>) -> Result<Tensor> + 'a;
+
 impl Told {
     fn of(batch: &Batch) -> Self {
         let index_m = batch.trained_m();
@@ -137,7 +140,7 @@ impl Told {
         out: &mut dyn Logits,
         name: &'static str,
         by: f64,
-        of: &mut dyn FnMut(&mut dyn Logits, std::ops::Range<usize>) -> Result<Tensor>,
+        of: &mut Numbers,
     ) -> Result<(Tensor, Log)> {
         let (m, mut total) = (self.index_m.len(), 0.0);
         let sum = out.sum(m.div_ceil(PIECE), &mut |out, piece| {

@@ -8,6 +8,9 @@ use luthier_testkit::golden;
 use serde::Deserialize;
 use serde_json::Value;
 
+/// The score of a set of answers, each with what was expected.
+type Corpus<'a> = dyn Fn(&[(&str, &str)]) -> f64 + 'a;
+
 #[derive(Deserialize)]
 struct Golden {
     pairs: Vec<[String; 2]>,
@@ -39,7 +42,7 @@ impl Golden {
         &self,
         case: &Case,
         metric: &dyn Metric,
-        corpus: &dyn Fn(&[(&str, &str)]) -> f64,
+        corpus: &Corpus,
         sentence: &dyn Fn(&str, &str) -> f64,
     ) {
         let close = |got: f64, want: f64, what: &str| {

@@ -1,13 +1,12 @@
 //! Rows for objectives of a head: what it reads is the last token, what it shall say the row's label.
 
-use luthier_core::{Error, Example, Policy, Result, Row, Table};
+use luthier_core::{Error, Example, Model, Result, Row, Table};
 use luthier_loss::Unit;
 use luthier_model::{
     Tokenizer,
     names::SCORE,
     render::{RenderOptions, Rendered, generation_prompt, prompt_text, render},
 };
-use luthier_params::Bound;
 use serde_json::Value;
 
 use crate::pairs;
@@ -104,9 +103,9 @@ fn margin(example: &Example) -> Result<f64> {
     }
 }
 
-/// Refuses an objective of a head without one, and a head without such an objective.
-pub fn check(unit: Unit, bound: &Bound, sample_steps: u64) -> Result<()> {
-    let scores = scores(&bound.policy);
+/// Refuses an objective of a head without one, and a head without such an objective. `scores`: whether
+/// there is one, of the model's own or to be learned.
+pub fn check(unit: Unit, scores: bool, sample_steps: u64) -> Result<()> {
     match unit {
         Unit::Judged { .. } if !scores => {
             Err(Error::input("train.loss", "learns a head, which this model does not have")
@@ -127,8 +126,8 @@ pub fn check(unit: Unit, bound: &Bound, sample_steps: u64) -> Result<()> {
 }
 
 /// Whether the head scores labels in place of tokens.
-pub fn scores(policy: &Policy) -> bool {
-    let head = policy.model.sites().get("logits");
+pub fn scores(model: &dyn Model) -> bool {
+    let head = model.sites().get("logits");
     head.is_some_and(|site| site.module.as_deref() == Some(SCORE))
 }
 

@@ -138,7 +138,7 @@ impl Opened {
             Some(dir) => self.with_adapter(dir)?.policy,
             None => Policy::plain(self.model.clone()),
         };
-        if heads::scores(&policy) {
+        if heads::scores(policy.model.as_ref()) {
             let at = dir.map_or_else(|| self.name.clone(), |dir| dir.display().to_string());
             return Err(Error::input(at, "scores labels in place of tokens: it writes no text")
                 .hint("transformers and PEFT read it as a sequence classification model"));

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use luthier_core::{Error, Result, Row, Seed, Table};
 use luthier_data::{Chain, CutTable, Step, choose::split::split, read_many, transform::overlength};
-use luthier_loss::Unit;
+use luthier_loss::{Loss, Unit};
 use luthier_model::{
     Tokenizer,
     render::{RenderOptions, Rendered, render_table},
@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::{
     blocks, heads, pairs, parts, phrasings, rationale,
     schema::{Data, Paths},
-    tools, unpaired, variants,
+    teacher, tools, unpaired, variants,
 };
 
 /// Rows of one role, with the table they came from.
@@ -63,11 +63,17 @@ impl Prepared {
         }
     }
 
-    /// Gives every row what a teacher said of it beforehand, in `file`.
-    pub fn taught(&mut self, file: &std::path::Path) -> Result<()> {
-        let mut rows = std::mem::take(&mut self.rows);
-        crate::teacher::attach(file, &mut rows, &|example| self.origin(example))?;
-        self.rows = rows;
+    /// Gives every row what the objective reads of it beside its targets: marks on the ends of longer
+    /// answers, and what a teacher said of it beforehand.
+    pub fn fit(&mut self, loss: &Loss) -> Result<()> {
+        if let Some(alpha) = loss.dpo.as_ref().and_then(|dpo| dpo.ld_alpha) {
+            luthier_loss::pair::tails(&mut self.rows, alpha);
+        }
+        if let Some(file) = loss.distil.as_ref().and_then(|distil| distil.cache.as_ref()) {
+            let mut rows = std::mem::take(&mut self.rows);
+            teacher::attach(file, &mut rows, &|example| self.origin(example))?;
+            self.rows = rows;
+        }
         Ok(())
     }
 

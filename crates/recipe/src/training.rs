@@ -106,18 +106,13 @@ impl Stage {
     pub fn with(recipe: Recipe, mut config: Train, mut opened: Opened) -> Result<Self> {
         let seed = Seed(config.seed);
         let unit = config.loss.objective()?.unit();
+        let scores = config.params.head.is_some() || heads::scores(opened.model.as_ref());
+        heads::check(unit, scores, config.sample_steps)?;
         let (mut train, mut eval) = prepare::both(&recipe.data, &opened.tokenizer, seed, unit)?;
         let tasks = tasks::assign(recipe.data.task.as_ref(), &mut train, eval.as_mut())?;
         config.loss = config.loss.of_tasks(&tasks)?;
-        if let Some(alpha) = config.loss.dpo.as_ref().and_then(|dpo| dpo.ld_alpha) {
-            for prepared in [Some(&mut train), eval.as_mut()].into_iter().flatten() {
-                luthier_loss::pair::tails(&mut prepared.rows, alpha);
-            }
-        }
-        if let Some(file) = config.loss.distil.as_ref().and_then(|distil| distil.cache.as_ref()) {
-            for prepared in [Some(&mut train), eval.as_mut()].into_iter().flatten() {
-                prepared.taught(file)?;
-            }
+        for prepared in [Some(&mut train), eval.as_mut()].into_iter().flatten() {
+            prepared.fit(&config.loss)?;
         }
         for row in train.rows.iter().chain(eval.iter().flat_map(|e| &e.rows)) {
             luthier_core::Batch::from_rows([row]).check_vocab(opened.model.vocab())?;
@@ -143,7 +138,6 @@ impl Stage {
         };
         let measured = begin::measured(&config, &opened, &train.rows, &plan)?;
         let bound = bind(&config, &opened, seed, measured)?;
-        heads::check(unit, &bound, config.sample_steps)?;
         let full = bound.form.kept() == Kept::Model;
         let objective = config.loss.objective()?;
         let teacher = teacher::of(objective.as_ref(), &recipe.models, &opened, full)?;

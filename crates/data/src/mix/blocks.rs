@@ -45,7 +45,7 @@ mod tests {
     fn every_token_is_in_one_block_but_for_the_rest() {
         let documents: Vec<Vec<u32>> =
             vec![(0..7).collect(), vec![], (7..8).collect(), (8..20).collect()];
-        let weights = vec![1.0; 20];
+        let weights = [1.0; 20];
         let given = documents.iter().enumerate().map(|(i, d)| (&d[..], &weights[..d.len()], i));
         let (rows, left) = blocks(given, 6).unwrap();
         assert_eq!((rows.len(), left), (3, 2));

@@ -112,7 +112,7 @@ fn stem(file: &str) -> &str {
 impl Interleave {
     fn fixed(&self, names: &[&str]) -> Result<Vec<Option<f64>>> {
         let refused = |key: &str, what: String| Error::input(format!("interleave.{key}"), what);
-        if !(self.temperature > 0.0 && !self.temperature.is_nan()) {
+        if self.temperature.is_nan() || self.temperature <= 0.0 {
             let what = format!("expected a number above 0, got {}", self.temperature);
             return Err(refused("temperature", what));
         }

@@ -43,7 +43,7 @@ pub fn weights(values: &[f64], beta: f64, clip: f64) -> Vec<f64> {
 impl Step for StepWeights {
     fn apply(&self, mut table: Table, _seed: Seed) -> Result<Table> {
         for (key, x) in [("beta", self.beta), ("clip", self.clip)] {
-            if !(x > 0.0 && !x.is_nan()) {
+            if x.is_nan() || x <= 0.0 {
                 let what = format!("expected a number above 0, got {x}");
                 return Err(Error::input(format!("step_weights.{key}"), what));
             }

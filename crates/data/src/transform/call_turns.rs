@@ -174,7 +174,10 @@ mod tests {
         Example::new("t.jsonl", 9, turns, Some(turn("assistant", "finish(answer='sunny')")))
     }
 
-    fn run(step: CallTurns) -> Vec<(Vec<(String, Option<f32>)>, String)> {
+    /// The turns of a prompt with their weights, and the answer.
+    type Shown = (Vec<(String, Option<f32>)>, String);
+
+    fn run(step: CallTurns) -> Vec<Shown> {
         let (name, layout) = ("t.jsonl".to_string(), "made".to_string());
         let table = Table { name, layout, sha256: String::new(), examples: vec![conversation()] };
         let told = |e: Example| {

@@ -128,8 +128,7 @@ impl Deconfound {
         if by == Estimator::Iv {
             for j in 0..log.confounders.columns {
                 let f = log.first_stage_f(j)?;
-                // Also what is not a number.
-                if !(f >= LEAST_F) {
+                if f.is_nan() || f < LEAST_F {
                     let what = format!("too weak: F of the first stage is {f:.1}, below {LEAST_F}");
                     return Err(Error::input("deconfound.instruments", what)
                         .hint("estimator = \"partial\" needs none"));

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Objective, Seen, Terms, Unit,
     pair::{
-        Answer,
+        Answer, Told,
         answers::{Answers, counts, nothing, tell, torn},
         dual::Dual,
     },
@@ -85,13 +85,16 @@ pub(super) fn number(step: &[&Batch], group: usize, mismatched: bool) -> f64 {
     step.iter().map(live).sum()
 }
 
+/// What each row of a group costs and earns, and what the log says of the group.
+pub(super) type Costs = (Vec<(Dual, f64)>, Told);
+
 /// The sum of what the rows of a batch cost. `of` says of a group what each row costs, as a function of
 /// its own log-probability, and what it earns; `told` are numbers for the log, one for every group.
 pub(super) fn charge(
     seen: Seen,
     group: usize,
     mismatched: bool,
-    of: &dyn Fn(&Group) -> (Vec<(Dual, f64)>, Vec<(&'static str, f64)>),
+    of: &dyn Fn(&Group) -> Costs,
 ) -> Result<Terms> {
     let Seen { out, batch, .. } = seen;
     let all = group << usize::from(mismatched);

@@ -166,7 +166,8 @@ impl Bleu {
         }
         let logs: f64 = precisions[..order].iter().map(|p| p.ln()).sum();
         // The logarithm of 0 is below every number, and BLEU is 0.
-        brevity * (logs / order as f64).exp()
+        // Rounding must not make a perfect answer better than that.
+        (brevity * (logs / order as f64).exp()).min(100.0)
     }
 
     /// BLEU of one answer by itself, with effective order, between 0 and 100.

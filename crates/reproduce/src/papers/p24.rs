@@ -61,7 +61,10 @@ const WIDTH: f64 = 10.0;
 const REFERENCE: &str = "reference";
 const ROUNDS: [(&str, usize); 3] =
     [("BoN, 1 round", 1), ("BoN, 4 rounds", 4), ("BoN, 20 rounds", 20)];
-const OFFLINE: [(&str, fn() -> Loss); 3] =
+/// An arm and what it minimises.
+type Arm = (&'static str, fn() -> Loss);
+
+const OFFLINE: [Arm; 3] =
     [("BoN, ten draws", likelihood), ("DPO, ten draws", dpo), ("IPO, ten draws", ipo)];
 
 /// The histogram of tanh(Cauchy(−0.7, 0.4)) over a hundred bins of [−1, 1], none of them empty.

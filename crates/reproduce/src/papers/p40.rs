@@ -121,8 +121,8 @@ impl Net {
             let w_io = Tensor::from_vec(draw(io[0] * io[1]), (io[0], io[1]), &Device::Cpu)?;
             let b_o = Tensor::from_vec(draw(io[1]), io[1], &Device::Cpu)?;
             let both = [Var::from_tensor(&w_io)?, Var::from_tensor(&b_o)?];
-            params.push(Param::whole(&format!("{layer}.weight"), both[0].clone()));
-            params.push(Param::whole(&format!("{layer}.bias"), both[1].clone()));
+            params.push(Param::whole(format!("{layer}.weight"), both[0].clone()));
+            params.push(Param::whole(format!("{layer}.bias"), both[1].clone()));
             layers.push(both);
         }
         let stepper = Stepper::new(&adamw(RATE, 0.0, constant()), &params, &Start::steps(steps))?;

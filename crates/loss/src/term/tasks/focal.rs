@@ -63,7 +63,7 @@ pub(super) fn tasks(
         let of_task: Vec<usize> = (0..logp_m.len()).filter(|m| task_m[*m] == *task).collect();
         let p = |m: usize| f64::from(logp_m[m]).exp();
         let mean = of_task.iter().map(|m| coefficients_m[*m] * p(*m)).sum::<f64>() / part;
-        let log_mean = mean.max(f64::MIN_POSITIVE).min(1.0).ln();
+        let log_mean = mean.clamp(f64::MIN_POSITIVE, 1.0).ln();
         let (value, slope) = focal(log_mean, tasks.focal_gamma);
         constant += part * tasks.focal_alpha * value;
         for m in of_task {
