@@ -286,7 +286,12 @@ fn metrics_are_named_and_total() {
         let canonical = r#"{"a": 1}"#;
         assert_eq!(metric.judge(canonical, canonical).value, 1.0);
         for answer in ["", "\u{0}", "####", "\u{fffd}木", "{", "```", "`````", "[[[["] {
-            assert_eq!(metric.judge(answer, canonical).value, 0.0, "{name} {answer:?}");
+            let value = metric.judge(answer, canonical).value;
+            // Degrees of likeness give something for a token in common.
+            match ["bleu", "chrf", "rouge_l"].contains(&name) {
+                true => assert!((0.0..0.5).contains(&value), "{name} {answer:?}: {value}"),
+                false => assert_eq!(value, 0.0, "{name} {answer:?}"),
+            }
         }
     }
     let err = Kind::named("--metric", "exact_mach").unwrap_err();

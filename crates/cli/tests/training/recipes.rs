@@ -106,7 +106,7 @@ fn a_plan_says_what_will_happen_and_every_recipe_runs() {
             "run recipe-under-test.toml --out {out} --json max_steps=2 batch_tokens=64 \
              metric=exact_match"
         );
-        let line = if preference { line.replace("batch_tokens=64", "batch_size=2") } else { line };
+        let line = if preference { line.replace("batch_tokens=64", "batch_size=1") } else { line };
         let line = match text_has_eval(name) {
             true => line,
             false => line.replace(" metric=exact_match", ""),
