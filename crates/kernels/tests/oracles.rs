@@ -18,12 +18,24 @@ fn random(name: &str, dims: &[usize]) -> Var {
     Var::from_tensor(&Tensor::from_vec(data, dims, &Device::Cpu).unwrap()).unwrap()
 }
 
+fn flat(t: &Tensor) -> Vec<f32> {
+    t.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn largest(t: &Tensor) -> f32 {
+    flat(t).iter().fold(0.0, |m, x| m.max(x.abs()))
+}
+
 /// Largest difference relative to the largest expected magnitude.
 fn distance(a: &Tensor, b: &Tensor) -> f32 {
+    apart(a, b, 1e-3)
+}
+
+/// The same, where magnitudes below `least` are rounding of larger numbers.
+fn apart(a: &Tensor, b: &Tensor, least: f32) -> f32 {
     assert_eq!(a.dims(), b.dims());
-    let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let scale = largest(b).max(least);
     let (a, b) = (flat(a), flat(b));
-    let scale = b.iter().fold(1e-3f32, |m, x| m.max(x.abs()));
     a.iter().zip(&b).fold(0.0, |m, (x, y)| {
         assert!(x.is_finite(), "not finite: {x}");
         m.max((x - y).abs() / scale)
@@ -38,8 +50,11 @@ fn same(fused: &Tensor, naive: &Tensor, vars: &[&Var]) {
         y.mul(&pull.as_detached_tensor()).unwrap().sum_all().unwrap().backward().unwrap()
     };
     let (a, b) = (grads(fused), grads(naive));
+    // A gradient may be the difference of equal numbers: a token alone attends to itself whatever its
+    // query, and what is left of terms as large as the other gradients is their rounding.
+    let all = vars.iter().map(|var| largest(b.get(var).unwrap())).fold(0.0, f32::max);
     for (i, var) in vars.iter().enumerate() {
-        let d = distance(a.get(var).unwrap(), b.get(var).unwrap());
+        let d = apart(a.get(var).unwrap(), b.get(var).unwrap(), 1e-2 * all);
         assert!(d < 5e-5, "gradient {i} differs by {d}");
     }
 }
@@ -116,6 +131,8 @@ fn check_attention(lengths: &[usize], heads: Heads) {
 fn attention_over_ragged_rows() {
     let heads = |h, k, e, window| Heads { h, k, e, window, precision: F32 };
     check_attention(&[1], heads(2, 1, 4, None));
+    check_attention(&[1], heads(2, 2, 6, None));
+    check_attention(&[1, 1, 1], heads(6, 2, 6, None));
     check_attention(&[5, 1, 9], heads(4, 2, 8, None));
     check_attention(&[130, 3, 64], heads(3, 1, 16, None));
     check_attention(&[70, 20], heads(2, 2, 8, Some(6)));
