@@ -36,6 +36,8 @@ enum Verb {
     Chat(verb::chat::Args),
     /// Score a model on a data file, with confidence intervals
     Eval(verb::eval::Args),
+    /// Say what a head of labels finds in rows: classes, numbers, rewards; one JSON object per line
+    Score(verb::score::Args),
     /// Merge an adapter into its base, verified against the unmerged logits
     Fold(verb::fold::Args),
     /// Merge models as mergekit's YAML says
@@ -75,6 +77,7 @@ fn run(cli: Cli) -> Result<()> {
         Verb::Generate(args) => verb::generate::run(args),
         Verb::Chat(args) => verb::chat::run(args),
         Verb::Eval(args) => verb::eval::run(args),
+        Verb::Score(args) => verb::score::run(args),
         Verb::Fold(args) => verb::fold::run(args),
         Verb::Merge(args) => verb::merge::run(args),
         Verb::Adapter(args) => verb::adapter::run(args),

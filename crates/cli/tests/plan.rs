@@ -7,7 +7,7 @@ mod support;
 use std::{fs, path::Path};
 
 use luthier_core::StateDict;
-use support::{Ran, luthier, pico};
+use support::{pico, run};
 
 fn workplace() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
@@ -18,10 +18,6 @@ fn workplace() -> tempfile::TempDir {
         fs::write(dir.path().join(file), rows.map(row).collect::<String>()).unwrap();
     }
     dir
-}
-
-fn run(dir: &Path, line: &str) -> Ran {
-    luthier(dir, &line.split_whitespace().collect::<Vec<_>>(), "")
 }
 
 #[test]
@@ -137,4 +133,57 @@ fn fisher_values_are_a_mean_over_rows_and_hold_weights_back() {
     };
     let (free, held) = (moved("free"), moved("held"));
     assert!(held < free, "{held} {free}");
+}
+
+/// The bytes of all tensors of a model's folder in f32.
+fn bytes_of(dir: &Path, model: &str) -> u64 {
+    let state = StateDict::load(&dir.join(model).join("model.safetensors")).unwrap();
+    state.iter().map(|(_, tensor)| 4 * tensor.elem_count() as u64).sum()
+}
+
+#[test]
+fn the_estimate_counts_every_model_that_is_held_and_the_logits_that_exist() {
+    let work = workplace();
+    let dir = work.path();
+    pico(&dir.join("other"), 2);
+    let row = |i: usize| {
+        let answer = "c".repeat(90);
+        format!("{{\"prompt\": \"a{i}\", \"reference\": \"b\", \"completion\": \"{answer}\"}}\n")
+    };
+    fs::write(dir.join("long.jsonl"), (0..8).map(row).collect::<String>()).unwrap();
+    let pair = "{\"prompt\": \"a\", \"chosen\": \"b\", \"rejected\": \"c\"}\n";
+    fs::write(dir.join("pairs.jsonl"), pair.repeat(4)).unwrap();
+    let memory = |data: &str, more: &str| {
+        let line = format!("plan --model model --data {data}.jsonl precision=f32 {more} --json");
+        run(dir, &line).json()["memory"].clone()
+    };
+    let of = |memory: &serde_json::Value, key: &str| memory[key].as_u64().unwrap();
+    let whole = bytes_of(dir, "model");
+    let weights = |data: &str, more: &str| of(&memory(data, more), "weights");
+    let (full, lora) = ("train.params.full={}", "train.params.lora={r=2}");
+    // All weights learn and none rests, unless the model is compared with itself as it was.
+    assert_eq!(weights("long", full), 0);
+    assert_eq!(weights("long", &format!("{full} train.loss.penalty.kl=0.1")), whole);
+    assert_eq!(weights("long", &format!("{full} train.loss.penalty.entropy=0.1")), 0);
+    // What the policy said of pairs is a number for each: no second model.
+    assert_eq!(weights("pairs", &format!("{full} train.loss.dpo={{}}")), 0);
+    // Without its hooks the model beside an adapter is the base.
+    assert_eq!(weights("long", lora), whole);
+    assert_eq!(weights("long", &format!("{lora} train.loss.penalty.kl=0.1")), whole);
+    let distil = "train.loss.distil={} models.teacher=other";
+    assert_eq!(weights("long", &format!("{lora} {distil}")), whole + bytes_of(dir, "other"));
+    assert_eq!(weights("long", &format!("{full} {distil}")), bytes_of(dir, "other"));
+    // Logits of 64 tokens over 259: two tables of each distribution.
+    let table = 2 * 64 * 259 * 4;
+    let plain = of(&memory("long", lora), "activations");
+    let more = |loss: &str| of(&memory("long", &format!("{lora} {loss}")), "activations") - plain;
+    assert_eq!(more("train.loss.nll={label_smoothing=0.1}"), table);
+    assert_eq!(more("train.loss.penalty.entropy=0.1"), table);
+    assert_eq!(more("train.loss.penalty.kl=0.1"), 2 * table);
+    assert_eq!(more(distil), 2 * table);
+    let align = |share: &str| {
+        let loss = format!("{lora} train.loss.align={{lambda_kl={share}}}");
+        of(&memory("long", &loss), "activations")
+    };
+    assert_eq!(align("0.8") - align("0.0"), 2 * table);
 }

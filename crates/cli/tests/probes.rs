@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 
 use luthier_core::StateDict;
 use serde_json::{Value, json};
-use support::{Ran, adapter, luthier, pico};
+use support::{adapter, pico, run};
 
 fn workplace() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
@@ -25,10 +25,6 @@ fn workplace() -> tempfile::TempDir {
     });
     fs::write(dir.path().join("choice.jsonl"), questions.collect::<Vec<_>>().join("\n")).unwrap();
     dir
-}
-
-fn run(dir: &Path, line: &str) -> Ran {
-    luthier(dir, &line.split_whitespace().collect::<Vec<_>>(), "")
 }
 
 fn number(value: &Value, key: &str) -> f64 {

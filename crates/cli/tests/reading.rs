@@ -2,10 +2,10 @@
 
 mod support;
 
-use std::{fs, path::Path};
+use std::fs;
 
 use serde_json::Value;
-use support::{Ran, adapter, luthier, pico};
+use support::{Ran, adapter, luthier, pico, run};
 
 const QA: &str = "{\"prompt\":\"one?\",\"completion\":\"1\"}\n\
     {\"prompt\":\"two?\",\"completion\":\"2\"}\n\
@@ -16,10 +16,6 @@ fn workplace() -> tempfile::TempDir {
     pico(&dir.path().join("m"), 1);
     fs::write(dir.path().join("qa.jsonl"), QA).unwrap();
     dir
-}
-
-fn run(dir: &Path, line: &str) -> Ran {
-    luthier(dir, &line.split_whitespace().collect::<Vec<_>>(), "")
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Distillation from the command line: a teacher that speaks beforehand, one that is asked, answers of
 //! the student, a teacher with other tokens; and how sure models are.
 
+#[path = "teaching/gguf.rs"]
+mod gguf;
 mod support;
 
 use std::{fs, path::Path};
@@ -8,7 +10,7 @@ use std::{fs, path::Path};
 use luthier_core::io::sha256_file;
 use luthier_model::{Tokenizer, tokenizer::GgufVocab};
 use serde_json::Value;
-use support::{Ran, adapter, luthier, pico};
+use support::{adapter, pico, run};
 
 /// A folder with a model, an adapter that has made another of it, and sums.
 fn workplace() -> tempfile::TempDir {
@@ -25,10 +27,6 @@ fn workplace() -> tempfile::TempDir {
     fs::write(dir.path().join("train.jsonl"), (0..24).map(row).collect::<String>()).unwrap();
     fs::write(dir.path().join("test.jsonl"), (30..36).map(row).collect::<String>()).unwrap();
     dir
-}
-
-fn run(dir: &Path, line: &str) -> Ran {
-    luthier(dir, &line.split_whitespace().collect::<Vec<_>>(), "")
 }
 
 /// The logged steps of a run.

@@ -1,5 +1,7 @@
 //! The writing verbs on a model of a few thousand weights: train, resume, fold, plan, run.
 
+#[path = "training/copilot.rs"]
+mod copilot;
 #[path = "training/preference.rs"]
 mod preference;
 #[path = "training/recipes.rs"]
@@ -14,7 +16,7 @@ use std::{
 };
 
 use luthier_core::io::sha256_file;
-use support::{Ran, adapter, luthier, pico};
+use support::{adapter, pico, run};
 
 /// A folder with a model and sums to learn.
 fn workplace() -> tempfile::TempDir {
@@ -30,10 +32,6 @@ fn workplace() -> tempfile::TempDir {
     fs::write(dir.path().join("train.jsonl"), (0..24).map(row).collect::<String>()).unwrap();
     fs::write(dir.path().join("test.jsonl"), (30..36).map(row).collect::<String>()).unwrap();
     dir
-}
-
-fn run(dir: &Path, line: &str) -> Ran {
-    luthier(dir, &line.split_whitespace().collect::<Vec<_>>(), "")
 }
 
 const TRAIN: &str = "train --model model --data train.jsonl batch_tokens=100 lora.r=2 dropout=0.1 \

@@ -4,7 +4,7 @@ mod support;
 
 use std::{fs, path::Path};
 
-use support::{Ran, adapter, luthier, pico};
+use support::{adapter, pico, run};
 
 const QA: &str = "{\"prompt\":\"one?\",\"completion\":\"1\"}\n\
     {\"prompt\":\"two?\",\"completion\":\"2\"}\n\
@@ -20,10 +20,6 @@ fn workplace() -> tempfile::TempDir {
     fs::write(dir.path().join("qa.jsonl"), QA).unwrap();
     fs::write(dir.path().join("facts.jsonl"), FACTS).unwrap();
     dir
-}
-
-fn run(dir: &Path, line: &str) -> Ran {
-    luthier(dir, &line.split_whitespace().collect::<Vec<_>>(), "")
 }
 
 fn loss(dir: &Path, model: &str) -> f64 {

@@ -14,3 +14,11 @@ pub struct Table {
     /// The rows.
     pub examples: Vec<Example>,
 }
+
+impl Table {
+    /// Other examples of the same source.
+    pub fn with(&self, examples: Vec<Example>) -> Table {
+        let Table { name, layout, sha256, .. } = self;
+        Table { name: name.clone(), layout: layout.clone(), sha256: sha256.clone(), examples }
+    }
+}

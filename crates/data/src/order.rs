@@ -5,6 +5,8 @@
 //! epoch's steps are computed from the lengths, the seed and the epoch's number alone, so a resumed run
 //! needs only the number of its step.
 
+use std::collections::BTreeMap;
+
 use luthier_core::{Seed, batch::pack};
 
 /// Windows of this many steps are sorted by length when rows are grouped: wide enough for steps of
@@ -45,6 +47,9 @@ pub struct Plan {
     pub seed: Seed,
     /// How rows follow each other.
     pub order: Order,
+    /// The task of every row, where a step holds rows of one task; empty where tasks mix. A unit is of the
+    /// task of its first row.
+    pub tasks: Vec<usize>,
 }
 
 impl Plan {
@@ -55,13 +60,30 @@ impl Plan {
             let first = unit * self.unit;
             first..(first + self.unit).min(self.lengths.len())
         };
-        let steps = self.steps(&lengths, self.seed.split("order").at(epoch as u64));
+        let seed = self.seed.split("order").at(epoch as u64);
+        let steps = match self.tasks.is_empty() {
+            true => self.steps((0..lengths.len()).collect(), &lengths, seed),
+            false => self.steps_by_task(&lengths, seed),
+        };
         steps.into_iter().map(|step| step.into_iter().flat_map(rows).collect()).collect()
     }
 
-    /// The steps of one epoch as indices of units.
-    fn steps(&self, lengths: &[usize], seed: Seed) -> Vec<Vec<usize>> {
-        let mut units: Vec<usize> = (0..lengths.len()).collect();
+    /// The steps of one epoch as indices of units: those of each task, which come in any order.
+    fn steps_by_task(&self, lengths: &[usize], seed: Seed) -> Vec<Vec<usize>> {
+        let mut tasks: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for unit in 0..lengths.len() {
+            tasks.entry(self.tasks[unit * self.unit]).or_default().push(unit);
+        }
+        let own = |(task, units)| self.steps(units, lengths, seed.split("task").at(task as u64));
+        let mut steps: Vec<Vec<usize>> = tasks.into_iter().flat_map(own).collect();
+        if self.order != Order::File {
+            seed.split("tasks").rng().shuffle(&mut steps);
+        }
+        steps
+    }
+
+    /// The steps that these units form.
+    fn steps(&self, mut units: Vec<usize>, lengths: &[usize], seed: Seed) -> Vec<Vec<usize>> {
         if self.order != Order::File {
             seed.split("rows").rng().shuffle(&mut units);
         }
@@ -106,7 +128,8 @@ mod tests {
         epoch: usize,
         order: Order,
     ) -> Vec<Vec<usize>> {
-        Plan { lengths: lengths.to_vec(), unit: 1, size, seed: Seed(seed), order }.epoch(epoch)
+        Plan { lengths: lengths.to_vec(), unit: 1, size, seed: Seed(seed), order, tasks: vec![] }
+            .epoch(epoch)
     }
 
     proptest! {
@@ -160,7 +183,7 @@ mod tests {
                 .iter()
                 .flat_map(|n| (0..unit).map(move |i| if i == 0 { *n } else { 0 }))
                 .collect();
-            let plan = Plan { lengths: split, unit, size, seed: Seed(seed), order };
+            let plan = Plan { lengths: split, unit, size, seed: Seed(seed), order, tasks: vec![] };
             let of_rows = super::tests::steps(&lengths, size, seed, 1, order);
             let want: Vec<Vec<usize>> = of_rows
                 .iter()
@@ -168,6 +191,66 @@ mod tests {
                 .collect();
             prop_assert_eq!(plan.epoch(1), want);
         }
+    }
+
+    proptest! {
+        #[test]
+        fn a_step_of_one_task_is_one_that_its_rows_form_alone(
+            rows in prop::collection::vec((1usize..300, 0usize..4), 0..120),
+            limit in 1usize..900,
+            by_rows in any::<bool>(),
+            seed in any::<u64>(),
+            order in prop::sample::select(vec![Order::Shuffled, Order::Grouped, Order::File]),
+        ) {
+            let size = if by_rows { Size::Rows(limit % 7 + 1) } else { Size::Tokens(limit) };
+            let (lengths, tasks): (Vec<usize>, Vec<usize>) = rows.into_iter().unzip();
+            let plan =
+                Plan { lengths: lengths.clone(), unit: 1, size, seed: Seed(seed), order, tasks };
+            let steps = plan.epoch(2);
+            let mut all: Vec<usize> = steps.concat();
+            all.sort_unstable();
+            prop_assert_eq!(all, (0..lengths.len()).collect::<Vec<_>>());
+            for step in &steps {
+                prop_assert!(step.iter().all(|row| plan.tasks[*row] == plan.tasks[step[0]]));
+                match size {
+                    Size::Rows(n) => prop_assert!(step.len() <= n),
+                    Size::Tokens(n) => prop_assert!(step.len() == 1 || tokens(step, &lengths) <= n),
+                }
+            }
+            if let Size::Rows(n) = size && order != Order::Grouped {
+                // A step that is short is the last of its task.
+                let short = steps.iter().filter(|step| step.len() < n);
+                let mut seen: Vec<usize> = short.map(|step| plan.tasks[step[0]]).collect();
+                let count = seen.len();
+                seen.sort_unstable();
+                seen.dedup();
+                prop_assert_eq!(seen.len(), count);
+            }
+            prop_assert_eq!(&steps, &plan.epoch(2));
+        }
+    }
+
+    #[test]
+    fn steps_of_tasks_come_mixed_and_other_rows_change_nothing() {
+        let tasks: Vec<usize> = (0..90).map(|i| usize::from(i >= 60)).collect();
+        let plan = Plan {
+            lengths: vec![3; 90],
+            unit: 1,
+            size: Size::Rows(4),
+            seed: Seed(3),
+            order: Order::Shuffled,
+            tasks,
+        };
+        let steps = plan.epoch(0);
+        let of = |steps: &[Vec<usize>]| -> Vec<usize> {
+            steps.iter().map(|step| plan.tasks[step[0]]).collect()
+        };
+        let turns = of(&steps).windows(2).filter(|pair| pair[0] != pair[1]).count();
+        // 15 and 8 steps: one after another would be one turn.
+        assert!(steps.len() == 23 && turns > 5, "{:?}", of(&steps));
+        assert_ne!(of(&steps), of(&plan.epoch(1)));
+        let file = Plan { order: Order::File, ..plan.clone() }.epoch(0);
+        assert_eq!((file[0].clone(), file[15].clone()), (vec![0, 1, 2, 3], vec![60, 61, 62, 63]));
     }
 
     #[test]

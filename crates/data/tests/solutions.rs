@@ -130,6 +130,19 @@ fn steps_weigh_what_they_add() {
     assert!(error.starts_with("r.jsonl:3: a wrong solution without"), "{error}");
 }
 
+#[test]
+fn signed_steps_weigh_what_they_take_away_below_0() {
+    let rows = table(vec![
+        example(1, "p", "one\ntwo\nthree", json!({"reward": 0, "values": [0.5, 0.75, 0.75]})),
+        example(2, "p", "fine", json!({"reward": 1})),
+    ]);
+    let after = step("step_weights = { by = \"signed\" }").apply(rows, Seed(0)).unwrap();
+    let weights = AnswerWeights::of(&after.examples[0], 0).unwrap().unwrap();
+    assert_eq!(weights.parts, [(0, 4, 0.25), (4, 8, 0.0), (8, 13, -0.75)]);
+    assert_eq!(weights.end, Some(-0.75));
+    assert!(AnswerWeights::of(&after.examples[1], 0).unwrap().is_none());
+}
+
 fn corrected(step: &Correct, wrong: Value) -> Result<Vec<Example>> {
     let columns = json!({"wrong": wrong, "right": ["s1\nother\nfinal", "s1\nno\nfalse"]});
     let plain = example(2, "q", "alone", json!({}));

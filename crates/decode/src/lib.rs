@@ -41,7 +41,7 @@ pub const METHODS: &[Method] = &[
     Method::usual("proxy", "towards an expert and away from another, on top of a third model"),
     Method::usual("contrastive", "what an expert finds likelier than an amateur, if plausible"),
     Method::usual("cfg", "classifier-free guidance: with a prompt against without it"),
-    Method::of(40, "rectify", "a pilot's probabilities, moved by the errors a copilot expects"),
+    Method::of(40, "copilot", "a pilot's probabilities, moved by the errors a copilot expects"),
     Method::usual("logit_bias", "add a number to chosen tokens' logits"),
     Method::usual("ban", "never choose these tokens"),
     Method::usual("min_new_tokens", "no end-of-sequence token before this many tokens"),

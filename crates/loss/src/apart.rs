@@ -5,29 +5,24 @@
 //! the probabilities again. `r` is a constant. With `g` and `k` the gradients of the two numbers,
 //! `∂/∂logits = (g + k)·p − g·1[target] − k·r`, which is 0 to the last bit where `p = r` and `g = 0`.
 
-use candle_core::{CpuStorage, CustomOp2, D, Layout, Shape, Tensor, bail};
+use candle_core::{D, Tensor};
 use luthier_core::{Result, model::gather_logp};
-use luthier_kernels::{
-    math::{exp_sum, max},
-    tensor, threads,
+use luthier_kernels::math::{exp_sum, max};
+
+use crate::{
+    distribution::log_softmax,
+    rows::{self, RowWise},
 };
 
 /// `−log p(target)` and `KL(r ‖ p)` of each row, `(m, 2)`; no gradient reaches the reference.
 pub fn apart(logits_mv: &Tensor, targets_m: &[u32], reference_mv: &Tensor) -> Result<Tensor> {
-    let reference_mv = reference_mv.detach().contiguous()?;
-    let op = Apart { targets_m: targets_m.to_vec() };
-    Ok(logits_mv.contiguous()?.apply_op2(&reference_mv, op)?)
+    rows::beside(logits_mv, reference_mv, Apart { targets_m: targets_m.to_vec() })
 }
 
 /// [`apart`] in plain tensor operations.
 pub fn naive_apart(logits_mv: &Tensor, targets_m: &[u32], reference_mv: &Tensor) -> Result<Tensor> {
-    let log_softmax = |logits_mv: &Tensor| -> Result<Tensor> {
-        let top_m1 = logits_mv.max_keepdim(D::Minus1)?.detach();
-        let shifted_mv = logits_mv.broadcast_sub(&top_m1)?;
-        let log_sum_m1 = shifted_mv.exp()?.sum_keepdim(D::Minus1)?.log()?;
-        Ok(shifted_mv.broadcast_sub(&log_sum_m1)?)
-    };
-    let (log_p_mv, log_r_mv) = (log_softmax(logits_mv)?, log_softmax(&reference_mv.detach())?);
+    let (log_p_mv, _) = log_softmax(logits_mv)?;
+    let (log_r_mv, _) = log_softmax(&reference_mv.detach())?;
     let kl_m = (log_r_mv.exp()? * (&log_r_mv - log_p_mv)?)?.sum(D::Minus1)?;
     let nll_m = gather_logp(logits_mv, targets_m)?.neg()?;
     Ok(Tensor::stack(&[nll_m, kl_m], 1)?)
@@ -45,102 +40,41 @@ fn exponentials(x: &[f32], e: &mut Vec<f32>) -> (f32, f32) {
     (top, exp_sum(e, 1.0, top))
 }
 
-/// One row: `−log p(target)` and `KL(r ‖ p)`.
-fn row(x: &[f32], target: usize, reference: &[f32], e: &mut Vec<f32>) -> [f32; 2] {
-    let (top, sum) = exponentials(x, e);
-    let log_z = f64::from(top) + f64::from(sum).ln();
-    let nll = log_z - f64::from(x[target]);
-    let (top, sum) = exponentials(reference, e);
-    let log_z_reference = f64::from(top) + f64::from(sum).ln();
-    let mut apart = 0.0;
-    for ((e, x), reference) in e.iter().zip(x).zip(reference) {
-        // What the reference rules out adds nothing, whatever the other makes of it.
-        if *e > 0.0 {
-            apart += f64::from(*e) * (f64::from(*reference) - f64::from(*x));
+impl RowWise for Apart {
+    const NAME: &'static str = "apart";
+    const NUMBERS: usize = 2;
+
+    fn check(&self, m: usize, v: usize) -> candle_core::Result<()> {
+        rows::tokens(Self::NAME, (m, v), &self.targets_m, [])
+    }
+
+    fn row(&self, i: usize, x: &[f32], reference: &[f32], out: &mut [f32]) {
+        let mut e = Vec::with_capacity(x.len());
+        let (top, sum) = exponentials(x, &mut e);
+        let log_z = f64::from(top) + f64::from(sum).ln();
+        let nll = log_z - f64::from(x[self.targets_m[i] as usize]);
+        let (top, sum) = exponentials(reference, &mut e);
+        let log_z_reference = f64::from(top) + f64::from(sum).ln();
+        let mut apart = 0.0;
+        for ((e, x), reference) in e.iter().zip(x).zip(reference) {
+            // What the reference rules out adds nothing, whatever the other makes of it.
+            if *e > 0.0 {
+                apart += f64::from(*e) * (f64::from(*reference) - f64::from(*x));
+            }
         }
-    }
-    let kl = apart / f64::from(sum) - log_z_reference + log_z;
-    // Rounding may make a little less than 0 of it.
-    [nll as f32, if kl < 0.0 { 0.0 } else { kl as f32 }]
-}
-
-/// Adds to `d` the gradient of `g·nll + k·kl`.
-fn row_backward(
-    x: &[f32],
-    target: usize,
-    reference: &[f32],
-    [g, k]: [f32; 2],
-    e: &mut Vec<f32>,
-    d: &mut [f32],
-) {
-    let (_, sum) = exponentials(x, e);
-    d.iter_mut().zip(&*e).for_each(|(d, e)| *d = (g + k) * (e / sum));
-    let (_, sum) = exponentials(reference, e);
-    d.iter_mut().zip(&*e).for_each(|(d, e)| *d -= k * (e / sum));
-    d[target] -= g;
-}
-
-impl Apart {
-    fn check(&self, logits: &Shape, reference: &Shape) -> candle_core::Result<(usize, usize)> {
-        let (m, v) = logits.dims2()?;
-        if reference.dims2()? != (m, v) || self.targets_m.len() != m {
-            let targets = self.targets_m.len();
-            bail!("apart: logits ({m}, {v}), reference {reference:?}, {targets} targets");
-        }
-        match self.targets_m.iter().find(|t| **t as usize >= v) {
-            Some(t) => bail!("apart: target id {t} is beyond {v} logits"),
-            None => Ok((m, v)),
-        }
-    }
-}
-
-impl CustomOp2 for Apart {
-    fn name(&self) -> &'static str {
-        "apart"
+        let kl = apart / f64::from(sum) - log_z_reference + log_z;
+        // Rounding may make a little less than 0 of it.
+        out.copy_from_slice(&[nll as f32, if kl < 0.0 { 0.0 } else { kl as f32 }]);
     }
 
-    fn cpu_fwd(
-        &self,
-        s1: &CpuStorage,
-        l1: &Layout,
-        s2: &CpuStorage,
-        l2: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (m, v) = self.check(l1.shape(), l2.shape())?;
-        let (logits, reference) = (tensor::slice(s1, l1)?, tensor::slice(s2, l2)?);
-        let mut out = vec![0f32; m * 2];
-        let rows = out.chunks_exact_mut(2).zip(&self.targets_m);
-        let rows = rows.zip(logits.chunks_exact(v).zip(reference.chunks_exact(v))).collect();
-        threads::for_each(rows, |((out, target), (x, reference))| {
-            let mut e = Vec::with_capacity(v);
-            out.copy_from_slice(&row(x, *target as usize, reference, &mut e));
-        });
-        Ok((CpuStorage::F32(out), (m, 2).into()))
-    }
-
-    fn bwd(
-        &self,
-        logits_mv: &Tensor,
-        reference_mv: &Tensor,
-        _res: &Tensor,
-        g: &Tensor,
-    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        let (m, v) = self.check(logits_mv.shape(), reference_mv.shape())?;
-        let mut d = vec![0f32; m * v];
-        tensor::with(logits_mv, |logits| {
-            tensor::with(reference_mv, |reference| {
-                tensor::with(g, |g| {
-                    let rows = d.chunks_exact_mut(v).zip(&self.targets_m).zip(g.chunks_exact(2));
-                    let given = logits.chunks_exact(v).zip(reference.chunks_exact(v));
-                    let rows = rows.zip(given).collect();
-                    threads::for_each(rows, |(((d, target), g), (x, reference))| {
-                        let mut e = Vec::with_capacity(v);
-                        row_backward(x, *target as usize, reference, [g[0], g[1]], &mut e, d);
-                    });
-                })
-            })
-        })???;
-        Ok((Some(tensor::from_vec(d, (m, v))?), None))
+    fn row_backward(&self, i: usize, x: &[f32], reference: &[f32], g: &[f32], d: &mut [f32]) {
+        let (g, k) = (g[0], g[1]);
+        let mut e = Vec::with_capacity(x.len());
+        let (_, sum) = exponentials(x, &mut e);
+        d.iter_mut().zip(&e).for_each(|(d, e)| *d = (g + k) * (e / sum));
+        let (_, sum) = exponentials(reference, &mut e);
+        d.iter_mut().zip(&e).for_each(|(d, e)| *d -= k * (e / sum));
+        d[self.targets_m[i] as usize] -= g;
     }
 }
 

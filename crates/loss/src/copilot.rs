@@ -5,11 +5,16 @@
 //! made smaller by the square. While answers are written, `softmax(logits) + λ f` takes the place of the
 //! pilot's probabilities (`decode`'s `rectify`). No gradient passes between the two.
 //!
-//! **Departures**: where the paper's print of the mean under the root cannot be read, it is taken over
-//! the tokens of an example. Pieces for whoever builds a copilot: there is no recipe that trains one.
+//! `train`'s copilot pulls the distance back by hand, vocabulary rows at a time; [`distance`] is the
+//! formula itself. **Departures**: where the paper's print of the mean under the root cannot be read, it
+//! is taken over the tokens of an example.
 
 use candle_core::{D, Tensor};
 use luthier_core::{Error, Result};
+use luthier_kernels::{tensor, threads};
+
+/// Under every root: that of 0 has no slope, and this much is nothing beside any error.
+pub const LEAST: f64 = 1e-12;
 
 /// The pilot's error at every row of its logits, `(m, v)`; a constant.
 pub fn errors(logits_mv: &Tensor, targets_m: &[u32]) -> Result<Tensor> {
@@ -22,25 +27,26 @@ pub fn errors(logits_mv: &Tensor, targets_m: &[u32]) -> Result<Tensor> {
         let what = format!("{} targets for {m} rows of logits", targets_m.len());
         return Err(Error::failed("copilot", what));
     }
-    let mut errors = Vec::with_capacity(m * v);
-    for (row, target) in logits_mv.detach().to_vec2::<f32>()?.iter().zip(targets_m) {
-        let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let e: Vec<f64> = row.iter().map(|x| f64::from(x - top).exp()).collect();
-        let sum: f64 = e.iter().sum();
-        let of = |(id, e): (usize, &f64)| {
-            let gold = f64::from(u8::from(id == *target as usize));
-            (gold - e / sum) as f32
-        };
-        errors.extend(e.iter().enumerate().map(of));
-    }
+    let mut errors = vec![0.0; m * v];
+    tensor::with(&logits_mv.detach(), |logits| {
+        let rows = errors.chunks_mut(v.max(1)).zip(logits.chunks(v.max(1))).zip(targets_m);
+        threads::for_each(rows.collect(), |((errors, row), target)| {
+            let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let e: Vec<f64> = row.iter().map(|x| f64::from(x - top).exp()).collect();
+            let sum: f64 = e.iter().sum();
+            for (id, (error, e)) in errors.iter_mut().zip(e).enumerate() {
+                let gold = f64::from(u8::from(id == *target as usize));
+                *error = (gold - e / sum) as f32;
+            }
+        });
+    })?;
     Ok(Tensor::from_vec(errors, (m, v), logits_mv.device())?)
 }
 
 /// How far a copilot's corrections are from the errors of one example's tokens.
 pub fn distance(f_mv: &Tensor, errors_mv: &Tensor) -> Result<Tensor> {
     let squares_m = (f_mv - errors_mv)?.sqr()?.sum(D::Minus1)?;
-    // The root of 0 has no slope; this much is nothing beside any error.
-    Ok((squares_m.mean_all()? + 1e-12)?.sqrt()?)
+    Ok((squares_m.mean_all()? + LEAST)?.sqrt()?)
 }
 
 #[cfg(test)]

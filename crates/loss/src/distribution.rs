@@ -17,12 +17,11 @@
 
 use std::ops::Range;
 
-use candle_core::{CpuStorage, CustomOp1, D, Layout, Shape, Tensor, bail};
+use candle_core::{D, Tensor, bail};
 use luthier_core::{Result, model::gather_logp};
-use luthier_kernels::{
-    math::{exp_sum, max},
-    tensor, threads,
-};
+use luthier_kernels::math::{exp_sum, max};
+
+use crate::rows::{self, RowWise};
 
 pub mod divergence;
 
@@ -65,8 +64,7 @@ impl RuledOut {
 
 /// The five numbers of each row, `(m, 5)`.
 pub fn facets(logits_mv: &Tensor, targets_m: &[u32], ruled_out: RuledOut) -> Result<Tensor> {
-    let op = Facets { targets_m: targets_m.to_vec(), ruled_out };
-    Ok(logits_mv.contiguous()?.apply_op1(op)?)
+    rows::alone(logits_mv, Facets { targets_m: targets_m.to_vec(), ruled_out })
 }
 
 /// [`facets`] in plain tensor operations.
@@ -91,7 +89,7 @@ pub fn naive_facets(logits_mv: &Tensor, targets_m: &[u32], ruled_out: &RuledOut)
 }
 
 /// Log-probabilities, and the logarithm of the sum of exponentials of each row.
-pub(crate) fn log_softmax(logits_mv: &Tensor) -> Result<(Tensor, Tensor)> {
+pub fn log_softmax(logits_mv: &Tensor) -> Result<(Tensor, Tensor)> {
     let top_m1 = logits_mv.max_keepdim(D::Minus1)?.detach();
     let shifted_mv = logits_mv.broadcast_sub(&top_m1)?;
     let log_sum_m1 = shifted_mv.exp()?.sum_keepdim(D::Minus1)?.log()?;
@@ -121,32 +119,33 @@ struct Facets {
     ruled_out: RuledOut,
 }
 
-impl Facets {
-    fn check(&self, logits: &Shape) -> candle_core::Result<(usize, usize)> {
-        let (m, v) = logits.dims2()?;
+impl RowWise for Facets {
+    const NAME: &'static str = "facets";
+    const NUMBERS: usize = FACETS;
+
+    fn check(&self, m: usize, v: usize) -> candle_core::Result<()> {
         let runs = self.ruled_out.runs_m.len();
-        if self.targets_m.len() != m || (runs != m && runs != 0) {
-            bail!("facets: logits ({m}, {v}), {} targets, {runs} runs", self.targets_m.len());
+        if runs != m && runs != 0 {
+            bail!("facets: logits ({m}, {v}), {runs} runs");
         }
-        match self.targets_m.iter().chain(&self.ruled_out.tokens).find(|t| **t as usize >= v) {
-            Some(t) => bail!("facets: token id {t} is beyond {v} logits"),
-            None => Ok((m, v)),
-        }
+        rows::tokens(Self::NAME, (m, v), &self.targets_m, &self.ruled_out.tokens)
     }
 
-    fn row(&self, row: usize, x: &[f32], e: &mut Vec<f32>) -> [f32; FACETS] {
-        let (target, (lse, mean)) = (self.targets_m[row], probabilities(x, e));
+    fn row(&self, row: usize, x: &[f32], _other: &[f32], out: &mut [f32]) {
+        let mut e = Vec::with_capacity(x.len());
+        let (target, (lse, mean)) = (self.targets_m[row], probabilities(x, &mut e));
         let all: f64 = x.iter().map(|x| f64::from(*x)).sum();
         let left = |c: usize| (1.0 - f64::from(e[c])).max(LEAST).ln();
         let ruled_out: f64 = self.ruled_out.of(row, target).map(left).sum();
         let entropy = (lse - mean).max(0.0);
         let nll = lse - f64::from(x[target as usize]);
-        [nll, lse - all / x.len() as f64, lse * lse, -ruled_out, entropy].map(|f| f as f32)
+        let all = [nll, lse - all / x.len() as f64, lse * lse, -ruled_out, entropy];
+        out.copy_from_slice(&all.map(|f| f as f32));
     }
 
-    /// Sets `d` to the gradient of `Σ by·facet`.
-    fn row_backward(&self, row: usize, x: &[f32], by: &[f32], e: &mut Vec<f32>, d: &mut [f32]) {
-        let (target, (lse, mean)) = (self.targets_m[row], probabilities(x, e));
+    fn row_backward(&self, row: usize, x: &[f32], _other: &[f32], by: &[f32], d: &mut [f32]) {
+        let mut e = Vec::with_capacity(x.len());
+        let (target, (lse, mean)) = (self.targets_m[row], probabilities(x, &mut e));
         let odds = |c: usize| match f64::from(e[c]) {
             p if 1.0 - p <= LEAST => 0.0,
             p => p / (1.0 - p),
@@ -159,10 +158,10 @@ impl Facets {
         let every = of(NLL) + of(SMOOTH) + 2.0 * lse * of(SQUARE) - of(RULED_OUT) * ruled_out;
         let each = (of(SMOOTH) / x.len() as f64) as f32;
         if by[ENTROPY] == 0.0 {
-            d.iter_mut().zip(&*e).for_each(|(d, p)| *d = every as f32 * p - each);
+            d.iter_mut().zip(&e).for_each(|(d, p)| *d = every as f32 * p - each);
         } else {
             // log p + entropy = (x − lse) + (lse − mean).
-            for ((d, p), x) in d.iter_mut().zip(&*e).zip(x) {
+            for ((d, p), x) in d.iter_mut().zip(&e).zip(x) {
                 let more = if *p > 0.0 { f64::from(*x) - mean } else { 0.0 };
                 *d = ((every - of(ENTROPY) * more) * f64::from(*p)) as f32 - each;
             }
@@ -171,47 +170,6 @@ impl Facets {
         if by[RULED_OUT] != 0.0 {
             self.ruled_out.of(row, target).for_each(|c| d[c] += (of(RULED_OUT) * odds(c)) as f32);
         }
-    }
-}
-
-impl CustomOp1 for Facets {
-    fn name(&self) -> &'static str {
-        "facets"
-    }
-
-    fn cpu_fwd(
-        &self,
-        storage: &CpuStorage,
-        layout: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (m, v) = self.check(layout.shape())?;
-        let logits = tensor::slice(storage, layout)?;
-        let mut out = vec![0f32; m * FACETS];
-        let rows = out.chunks_exact_mut(FACETS).zip(logits.chunks_exact(v)).enumerate().collect();
-        threads::for_each(rows, |(row, (out, x))| {
-            out.copy_from_slice(&self.row(row, x, &mut Vec::with_capacity(v)));
-        });
-        Ok((CpuStorage::F32(out), (m, FACETS).into()))
-    }
-
-    fn bwd(
-        &self,
-        logits_mv: &Tensor,
-        _: &Tensor,
-        g: &Tensor,
-    ) -> candle_core::Result<Option<Tensor>> {
-        let (m, v) = self.check(logits_mv.shape())?;
-        let mut d = vec![0f32; m * v];
-        tensor::with(logits_mv, |logits| {
-            tensor::with(g, |g| {
-                let given = logits.chunks_exact(v).zip(g.chunks_exact(FACETS));
-                let rows = d.chunks_exact_mut(v).zip(given).enumerate().collect();
-                threads::for_each(rows, |(row, (d, (x, g)))| {
-                    self.row_backward(row, x, g, &mut Vec::with_capacity(v), d);
-                });
-            })
-        })??;
-        Ok(Some(tensor::from_vec(d, (m, v))?))
     }
 }
 

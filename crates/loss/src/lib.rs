@@ -8,12 +8,16 @@ pub mod apart;
 pub mod categorical;
 pub mod copilot;
 pub mod distribution;
+pub mod given;
 pub mod normaliser;
 pub mod pair;
 pub mod penalty;
+mod rows;
+pub mod told;
 pub mod totals;
 /// What is charged for a token, a row, a pair.
 pub mod term {
+    pub mod advantage;
     pub mod align;
     pub mod bco;
     pub mod classify;
@@ -31,9 +35,11 @@ pub mod term {
     pub mod tasks;
 }
 
+pub use given::Given;
 pub use normaliser::Normaliser;
 pub use penalty::{Penalised, Penalty};
 pub use term::{
+    advantage::Advantage,
     align::{Align, AlignOn},
     bco::Bco,
     classify::Classify,
@@ -225,6 +231,7 @@ pub const METHODS: &[Method] = &[
     Method::usual("penalty.entropy", "beside any objective: distributions that stay open"),
     Method::usual("penalty.kl", "beside any objective: distributions near the model's as it was"),
     Method::usual("neftune_noise_alpha", "noise on what training embeds (NEFTune)"),
+    Method::of(40, "copilot", "a small decoder learns the errors of the policy as they come"),
     Method::of(11, "corrupt", "answers of which the model reads a part (Masked Thought)"),
     Method::of(25, "fait", "more for the tokens that tell a right answer from a wrong one"),
     Method::of(20, "align", "the same answer to two phrasings of a prompt"),
@@ -240,6 +247,7 @@ pub const METHODS: &[Method] = &[
     Method::usual("cpo", "better over worse answers without a reference: CPO, SimPO, AlphaPO"),
     Method::of(36, "distil", "what a teacher finds likely, asked now or stored; recalibrated"),
     Method::usual("orpo", "the better answer's likelihood, and its odds against the worse one"),
+    Method::of(55, "advantage", "steps by their signed advantages, against the model as it was"),
     Method::of(30, "tasks", "several tasks: weighed by task, by difficulty, or as they converge"),
     Method::of(30, "balance.coba", "weights of tasks by how they converge on held-out rows (CoBa)"),
     Method::of(30, "balance.famo", "weights of tasks for the same progress of all (FAMO)"),
@@ -284,6 +292,9 @@ pub struct Loss {
     /// What a teacher finds likely.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub distil: Option<Distil>,
+    /// Steps by what they add to the chance of a right end, or take from it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advantage: Option<Advantage>,
     /// The better answer, and its odds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub orpo: Option<Orpo>,
@@ -321,6 +332,13 @@ impl Loss {
         Ok(one)
     }
 
+    /// Whether a head learns to tell numbers, of which one is neither right nor wrong.
+    pub fn tells_numbers(&self) -> bool {
+        let reward = self.reward.as_ref();
+        self.regress.is_some()
+            || reward.is_some_and(|r| r.loss_type == term::reward::RewardType::Mse)
+    }
+
     /// The same with the default written out, as a plan prints it.
     pub fn with_defaults(mut self) -> Self {
         if self.named().is_empty() {
@@ -343,10 +361,11 @@ impl Loss {
         let orpo = self.orpo.as_ref().map(|o| ("orpo", o as &dyn Objective));
         let tasks = self.tasks.as_ref().map(|o| ("tasks", o as &dyn Objective));
         let rationale = self.rationale.as_ref().map(|o| ("rationale", o as &dyn Objective));
+        let advantage = self.advantage.as_ref().map(|o| ("advantage", o as &dyn Objective));
         let fait = self.fait.as_ref().map(|o| ("fait", o as &dyn Objective));
         [
             nll, align, dpo, kto, bco, reward, classify, regress, cpo, distil, orpo, tasks,
-            rationale, fait,
+            rationale, fait, advantage,
         ]
         .into_iter()
         .flatten()

@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Normaliser {
-    /// Every unit of token weight: `Σ w · t / Σ w`.
+    /// Every unit of token weight: `Σ w · t / Σ |w|`. What pushes away counts as much as what draws near.
     #[default]
     Token,
-    /// Every row with a trained token: the mean over rows of `Σ w · t / Σ w` within the row.
+    /// Every row with a trained token: the mean over rows of `Σ w · t / Σ |w|` within the row.
     Sequence,
     /// The same rows, but a row is the sum of its tokens: `Σ w · t / rows`.
     Batch,
@@ -36,7 +36,7 @@ impl Normaliser {
     pub fn total(self, step: &[&Batch]) -> f64 {
         let rows = || step.iter().map(|b| trained_rows(b).count() as f64).sum::<f64>();
         match self {
-            Normaliser::Token => step.iter().map(|b| b.weight()).sum(),
+            Normaliser::Token => step.iter().map(|b| weight(&b.weights_n)).sum(),
             Normaliser::Sequence | Normaliser::Batch => rows(),
             Normaliser::Constant(n) if rows() > 0.0 => n,
             Normaliser::Constant(_) => 0.0,
@@ -51,17 +51,21 @@ impl Normaliser {
         }
         for row in trained_rows(batch) {
             let weights = &mut weights_n[batch.rows.range(row)];
-            let total: f64 = weights.iter().map(|w| f64::from(*w)).sum();
-            if total.is_nan() || total <= 0.0 {
+            let total = weight(weights);
+            if !total.is_finite() {
                 let at = format!("example {}", batch.examples_b[row]);
                 let what = format!("its token weights sum to {total}, which has no mean");
-                return Err(Error::input(at, what)
-                    .hint("with normaliser = \"sequence\" the weights of a row must sum above 0"));
+                return Err(Error::input(at, what));
             }
             weights.iter_mut().for_each(|w| *w = (f64::from(*w) / total) as f32);
         }
         Ok(weights_n)
     }
+}
+
+/// How much tokens of these weights count, which may be negative, in all.
+pub(crate) fn weight(weights: &[f32]) -> f64 {
+    weights.iter().map(|w| f64::from(w.abs())).sum()
 }
 
 fn trained_rows(batch: &Batch) -> impl Iterator<Item = usize> {
@@ -107,6 +111,21 @@ mod tests {
     }
 
     #[test]
+    fn a_negative_weight_counts_by_its_size() {
+        let mut batch = batch();
+        batch.weights_n = vec![1.0, 0.0, -3.0, 0.0, 0.0, -0.5];
+        assert_eq!(Normaliser::Token.total(&[&batch]), 4.5);
+        assert_eq!(
+            Normaliser::Sequence.coefficients_n(&batch).unwrap(),
+            [0.25, 0.0, -0.75, 0.0, 0.0, -1.0]
+        );
+        // Weights that cancel still are a step of two rows.
+        batch.weights_n = vec![1.0, 0.0, -1.0, 0.0, 0.0, 0.0];
+        assert_eq!(Normaliser::Token.total(&[&batch]), 2.0);
+        assert_eq!(Normaliser::Batch.total(&[&batch]), 1.0);
+    }
+
+    #[test]
     fn nothing_is_divided_by_what_is_not_positive() {
         for n in [0.0, -1.0, f64::NAN, f64::INFINITY] {
             let error = Normaliser::Constant(n).check("train.loss.nll.normaliser").unwrap_err();
@@ -121,7 +140,7 @@ mod tests {
     #[test]
     fn a_row_without_a_mean_is_named() {
         let mut batch = batch();
-        batch.weights_n = vec![1.0, 0.0, -1.0, 0.0, 0.0, 1.0];
+        batch.weights_n = vec![1.0, 0.0, f32::NAN, 0.0, 0.0, 1.0];
         let err = Normaliser::Sequence.coefficients_n(&batch).unwrap_err();
         assert!(err.to_string().starts_with("example 0: "), "{err}");
         assert_eq!(err.exit_code(), 2);

@@ -7,7 +7,7 @@
 use candle_core::{D, Tensor};
 use luthier_core::{Batch, Error, Logits, Result, Row};
 
-use crate::Terms;
+use crate::{Terms, told::sure_of};
 
 pub(crate) mod answers;
 pub mod dual;
@@ -123,6 +123,7 @@ pub fn charge_groups(
                 ("logps/rejected", rejected.logp.v),
             ];
             told.into_iter().chain(more).for_each(|(name, value)| tell(&mut logs, name, value));
+            sure_of(&mut logs, better - worse, true, 1.0);
         }
         first += group.len();
     }

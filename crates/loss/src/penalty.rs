@@ -119,6 +119,7 @@ impl Objective for Penalised<'_> {
 struct Told {
     index_m: Vec<u32>,
     targets_m: Vec<u32>,
+    /// Their sizes: a token that the objective pushes away is not to diverge, either.
     weights_m: Vec<f32>,
 }
 
@@ -129,7 +130,7 @@ impl Told {
     fn of(batch: &Batch) -> Self {
         let index_m = batch.trained_m();
         let targets_m = index_m.iter().map(|i| batch.targets_n[*i as usize]).collect();
-        let weights_m = index_m.iter().map(|i| batch.weights_n[*i as usize]).collect();
+        let weights_m = index_m.iter().map(|i| batch.weights_n[*i as usize].abs()).collect();
         Told { index_m, targets_m, weights_m }
     }
 

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 
 use luthier_core::Batch;
 
+use crate::normaliser::weight;
+
 /// Sizes of some rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Total {
-    /// Sum of the weights of their targets.
+    /// Sum of the weights of their targets; a negative one counts by its size.
     pub weight: f64,
     /// Targets of non-zero weight.
     pub tokens: usize,
@@ -42,7 +44,7 @@ impl Totals {
             if tokens == 0 {
                 continue;
             }
-            let weight: f64 = weights.iter().map(|w| f64::from(*w)).sum();
+            let weight = weight(weights);
             for total in [&mut self.all, self.tasks.entry(batch.tasks_b[row]).or_default()] {
                 total.weight += weight;
                 total.tokens += tokens;

@@ -4,39 +4,13 @@
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor, Var};
-use luthier_core::{Batch, Logits, Piece, Result, Row, batch::Told, model::gather_logp};
+use luthier_core::{Batch, Logits, Row, batch::Told};
 use luthier_loss::{
-    Distil, Objective, Seen, Totals,
+    Distil, Given, Objective, Seen, Totals,
     term::distil::{INSIDE, NONE, SPAN},
 };
 use luthier_testkit::golden;
 use serde_json::Value;
-
-/// A model whose logits are given.
-struct Given(Tensor);
-
-impl Logits for Given {
-    fn logp(&mut self, index_m: &[u32], targets_m: &[u32]) -> Result<Tensor> {
-        gather_logp(&self.logits(index_m)?, targets_m)
-    }
-
-    fn logits(&mut self, index_m: &[u32]) -> Result<Tensor> {
-        let index = Tensor::from_slice(index_m, index_m.len(), &Device::Cpu)?;
-        Ok(self.0.index_select(&index, 0)?)
-    }
-
-    fn hidden(&mut self, index_m: &[u32]) -> Result<Tensor> {
-        self.logits(index_m)
-    }
-
-    fn sum(&mut self, pieces: usize, piece: &mut Piece) -> Result<Tensor> {
-        let mut sum = Tensor::new(0f32, &Device::Cpu)?;
-        for i in 0..pieces {
-            sum = (sum + piece(&mut *self, i)?)?;
-        }
-        Ok(sum)
-    }
-}
 
 fn numbers(of: &Value) -> Vec<f32> {
     match of {

@@ -2,12 +2,12 @@
 //! token's log-probability.
 
 use candle_core::{Device, Tensor, Var};
-use luthier_core::{Batch, Error, Logits, Piece, Result, Row};
+use luthier_core::{Batch, Logits, Piece, Result, Row};
 use luthier_loss::{
     Loss, Objective, Seen, Terms, Totals, Unit,
     pair::{log_probabilities, tails},
 };
-use luthier_testkit::golden;
+use luthier_testkit::{Said, golden};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -37,8 +37,8 @@ fn recorded() -> Golden {
 }
 
 /// A model that has said what it says.
-struct Said {
-    logp_n: Var,
+struct Spread {
+    said: Said,
     squares_n: Vec<f32>,
 }
 
@@ -64,30 +64,29 @@ fn with_gain(gain: f32) -> Vec<f32> {
     std::iter::once(low.ln() as f32).chain(others).collect()
 }
 
-impl Logits for Said {
-    fn logp(&mut self, index_m: &[u32], _targets_m: &[u32]) -> Result<Tensor> {
-        let index = Tensor::from_slice(index_m, index_m.len(), &Device::Cpu)?;
-        Ok(self.logp_n.index_select(&index, 0)?)
+impl Logits for Spread {
+    fn logp(&mut self, index_m: &[u32], targets_m: &[u32]) -> Result<Tensor> {
+        self.said.logp(index_m, targets_m)
     }
 
     fn logits(&mut self, index_m: &[u32]) -> Result<Tensor> {
-        let logp_n: Vec<f32> = self.logp_n.to_vec1()?;
+        let logp_n: Vec<f32> = self.said.0.to_vec1()?;
         let of = |i: &u32| with_gain(logp_n[*i as usize] - self.squares_n[*i as usize]);
         let rows: Vec<f32> = index_m.iter().flat_map(of).collect();
         Ok(Tensor::from_vec(rows, (index_m.len(), OTHERS + 1), &Device::Cpu)?)
     }
 
-    fn hidden(&mut self, _index_m: &[u32]) -> Result<Tensor> {
-        Err(Error::failed("hidden", "nobody should ask"))
+    fn hidden(&mut self, index_m: &[u32]) -> Result<Tensor> {
+        self.said.hidden(index_m)
     }
 
-    fn sum(&mut self, _pieces: usize, _piece: &mut Piece) -> Result<Tensor> {
-        Err(Error::failed("sum", "nobody should ask"))
+    fn sum(&mut self, pieces: usize, piece: &mut Piece) -> Result<Tensor> {
+        self.said.sum(pieces, piece)
     }
 }
 
 /// Every answer behind two tokens of a prompt, and what is said of all of them.
-fn batch(golden: &Golden, alpha: Option<f64>) -> (Batch, Said) {
+fn batch(golden: &Golden, alpha: Option<f64>) -> (Batch, Spread) {
     let (mut rows, mut said, mut squares) = (Vec::new(), Vec::new(), Vec::new());
     let told: Vec<&Vec<f32>> = golden.squares.iter().flatten().collect();
     for (example, (pair, references)) in golden.logps.iter().zip(&golden.references).enumerate() {
@@ -117,7 +116,7 @@ fn batch(golden: &Golden, alpha: Option<f64>) -> (Batch, Said) {
         }
     }
     let logp_n = Var::from_slice(&said, said.len(), &Device::Cpu).unwrap();
-    (Batch::from_rows(&rows), Said { logp_n, squares_n: squares })
+    (Batch::from_rows(&rows), Spread { said: Said(logp_n.as_tensor().clone()), squares_n: squares })
 }
 
 fn objective(case: &Case) -> Loss {
@@ -129,7 +128,7 @@ fn objective(case: &Case) -> Loss {
     serde_json::from_value(json!({ case.key.as_str(): settings })).unwrap()
 }
 
-fn terms(objective: &dyn Objective, out: &mut Said, batch: &Batch) -> Result<Terms> {
+fn terms(objective: &dyn Objective, out: &mut Spread, batch: &Batch) -> Result<Terms> {
     objective.terms(Seen { out, teacher: None, batch, step: &Totals::of([batch]) })
 }
 
@@ -147,7 +146,7 @@ fn losses_and_gradients_are_trls() {
         let got = f64::from(terms.sum.to_scalar::<f32>().unwrap()) / by;
         assert!((got - case.loss).abs() < 1e-5 * case.loss.abs().max(1.0), "{name}: {got}");
         let grads = terms.sum.backward().unwrap();
-        let mut found = grads.get(&said.logp_n).unwrap().to_vec1::<f32>().unwrap().into_iter();
+        let mut found = grads.get(&said.said.0).unwrap().to_vec1::<f32>().unwrap().into_iter();
         for pair in &case.gradient {
             for answer in pair {
                 assert_eq!([found.next(), found.next()], [Some(0.0), Some(0.0)], "{name}: prompt");

@@ -1,30 +1,9 @@
 //! Several tasks in one step: numbers known from the papers' definitions.
 
-use candle_core::{Device, Tensor, Var};
-use luthier_core::{Batch, Error, Logits, Piece, Result, Row, Seed};
+use candle_core::{Device, Var};
+use luthier_core::{Batch, Row, Seed};
 use luthier_loss::{Loss, Nll, Objective, Seen, Tasks, Terms, Totals};
-
-/// A forward pass whose log-probabilities are the variable itself.
-struct Given(Var);
-
-impl Logits for Given {
-    fn logp(&mut self, index_m: &[u32], _targets_m: &[u32]) -> Result<Tensor> {
-        let index = Tensor::from_slice(index_m, index_m.len(), &Device::Cpu)?;
-        Ok(self.0.index_select(&index, 0)?)
-    }
-
-    fn logits(&mut self, _index_m: &[u32]) -> Result<Tensor> {
-        Err(Error::failed("logits", "nobody needs them here"))
-    }
-
-    fn hidden(&mut self, index_m: &[u32]) -> Result<Tensor> {
-        self.logits(index_m)
-    }
-
-    fn sum(&mut self, _pieces: usize, _piece: &mut Piece) -> Result<Tensor> {
-        self.logits(&[])
-    }
-}
+use luthier_testkit::Said;
 
 /// Rows of these tasks and losses, every token of weight 1 behind one that is not trained.
 fn rows(of: &[(usize, &[f32])]) -> (Vec<Row>, Vec<f32>) {
@@ -52,10 +31,11 @@ fn terms(
     logps: &[f32],
     step: &Totals,
 ) -> (Terms, Vec<f32>) {
-    let mut given = Given(Var::from_slice(logps, logps.len(), &Device::Cpu).unwrap());
+    let logp_n = Var::from_slice(logps, logps.len(), &Device::Cpu).unwrap();
+    let mut given = Said(logp_n.as_tensor().clone());
     let terms = objective.terms(Seen { out: &mut given, teacher: None, batch, step }).unwrap();
     let grads = terms.sum.backward().unwrap();
-    let gradient = match grads.get(&given.0) {
+    let gradient = match grads.get(&logp_n) {
         Some(gradient) => gradient.to_vec1::<f32>().unwrap(),
         None => vec![0.0; logps.len()],
     };

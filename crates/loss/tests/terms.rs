@@ -2,8 +2,8 @@
 //! step minimises them, and gradients by every logit.
 
 use candle_core::{Device, Tensor, Var};
-use luthier_core::{Batch, Logits, Piece, Result, Row, model::gather_logp};
-use luthier_loss::{Loss, Seen, Terms, Totals};
+use luthier_core::{Batch, Logits, Piece, Result, Row};
+use luthier_loss::{Given, Loss, Seen, Terms, Totals, given};
 use luthier_testkit::golden;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -33,41 +33,36 @@ fn recorded() -> Golden {
     serde_json::from_str(&text).unwrap()
 }
 
-/// A forward pass whose logits are given, which pulls pieces of sums back as they are made, as the
-/// engine does, in a graph of its own.
-struct Given {
+/// A table of logits that counts the pieces of sums it is asked for.
+struct Counted {
     logits_nv: Var,
+    given: Given,
     pieces: usize,
 }
 
-impl Given {
+impl Counted {
     fn new(rows: &[Vec<f32>], vocab: usize) -> Self {
         let logits_nv = Var::from_slice(&rows.concat(), (rows.len(), vocab), &Device::Cpu).unwrap();
-        Given { logits_nv, pieces: 0 }
+        Counted { given: Given(logits_nv.as_tensor().clone()), logits_nv, pieces: 0 }
     }
 }
 
-impl Logits for Given {
+impl Logits for Counted {
     fn logp(&mut self, index_m: &[u32], targets_m: &[u32]) -> Result<Tensor> {
-        gather_logp(&self.logits(index_m)?, targets_m)
+        self.given.logp(index_m, targets_m)
     }
 
     fn logits(&mut self, index_m: &[u32]) -> Result<Tensor> {
-        let index = Tensor::from_slice(index_m, index_m.len(), &Device::Cpu)?;
-        Ok(self.logits_nv.index_select(&index, 0)?)
+        self.given.logits(index_m)
     }
 
     fn hidden(&mut self, index_m: &[u32]) -> Result<Tensor> {
-        self.logits(index_m)
+        self.given.hidden(index_m)
     }
 
     fn sum(&mut self, pieces: usize, piece: &mut Piece) -> Result<Tensor> {
         self.pieces += pieces;
-        let mut sum = Tensor::new(0f32, &Device::Cpu)?;
-        for i in 0..pieces {
-            sum = (sum + piece(&mut *self, i)?)?;
-        }
-        Ok(sum)
+        given::sum(self, pieces, piece)
     }
 }
 
@@ -95,8 +90,8 @@ fn step(golden: &Golden, loss: &Loss, apart: bool) -> (f64, Vec<f64>, Vec<(&'sta
     for batch in &passes {
         let range = done..done + batch.n();
         done = range.end;
-        let mut out = Given::new(&golden.logits[range.clone()], golden.vocab);
-        let mut base = Given::new(&golden.base[range], golden.vocab);
+        let mut out = Counted::new(&golden.logits[range.clone()], golden.vocab);
+        let mut base = Counted::new(&golden.base[range], golden.vocab);
         let teacher = Some(&mut base as &mut dyn Logits);
         let seen = Seen { out: &mut out, teacher, batch, step: &whole };
         let Terms { sum: found, logs: told } = objective.terms(seen).unwrap();
@@ -189,7 +184,7 @@ fn whole_distributions_are_asked_for_only_where_they_are_needed() {
         let objective = loss.objective().unwrap();
         let batch = Batch::from_rows(&rows(&golden));
         let step = Totals { by: 1.0, ..Totals::of([&batch]) };
-        let mut out = Given::new(&golden.logits, golden.vocab);
+        let mut out = Counted::new(&golden.logits, golden.vocab);
         objective.terms(Seen { out: &mut out, teacher: None, batch: &batch, step: &step }).unwrap();
         out.pieces
     };

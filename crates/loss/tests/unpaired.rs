@@ -1,10 +1,10 @@
 //! Losses of single answers and of heads against TRL's and torch's values
 //! (`tests/golden/make_preferences.py`).
 
-use candle_core::{Device, Tensor, Var};
-use luthier_core::{Batch, Error, Logits, Piece, Result, Row};
+use candle_core::{Device, Var};
+use luthier_core::{Batch, Result, Row};
 use luthier_loss::{Loss, Objective, Seen, Terms, Totals};
-use luthier_testkit::golden;
+use luthier_testkit::{Said, golden};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -51,34 +51,6 @@ struct RewardCase {
 fn recorded() -> Golden {
     let text = std::fs::read_to_string(golden::golden("preferences.json")).unwrap();
     serde_json::from_str(&text).unwrap()
-}
-
-/// Log-probabilities of tokens `(n,)`, or a head's scores `(n, labels)`.
-struct Said(Var);
-
-impl Said {
-    fn pick(&self, index_m: &[u32]) -> Result<Tensor> {
-        let index = Tensor::from_slice(index_m, index_m.len(), &Device::Cpu)?;
-        Ok(self.0.index_select(&index, 0)?)
-    }
-}
-
-impl Logits for Said {
-    fn logp(&mut self, index_m: &[u32], _targets_m: &[u32]) -> Result<Tensor> {
-        self.pick(index_m)
-    }
-
-    fn logits(&mut self, index_m: &[u32]) -> Result<Tensor> {
-        self.pick(index_m)
-    }
-
-    fn hidden(&mut self, _index_m: &[u32]) -> Result<Tensor> {
-        Err(Error::failed("hidden", "nobody should ask"))
-    }
-
-    fn sum(&mut self, _pieces: usize, _piece: &mut Piece) -> Result<Tensor> {
-        Err(Error::failed("sum", "nobody should ask"))
-    }
 }
 
 fn terms(objective: &dyn Objective, said: &mut Said, batch: &Batch) -> Result<Terms> {
@@ -133,7 +105,8 @@ fn wanted_and_unwanted_answers_cost_what_trl_says() {
         let (rows, said) = group(&given, mismatched);
         assert_eq!(rows.len() % objective.unit().rows(), 0, "{name}");
         let batch = Batch::from_rows(&rows);
-        let mut said = Said(Var::from_slice(&said, said.len(), &Device::Cpu).unwrap());
+        let mut said =
+            Said(Var::from_slice(&said, said.len(), &Device::Cpu).unwrap().as_tensor().clone());
         let terms = terms(objective.as_ref(), &mut said, &batch).unwrap();
         let by = objective.normaliser(&[&batch]);
         assert_eq!(by, given.labels.len() as f64, "{name}");
@@ -159,7 +132,8 @@ fn a_baseline_is_never_below_nothing() {
     given.kl_references.iter_mut().for_each(|reference| *reference += 100.0);
     let (rows, said) = group(&given, true);
     let batch = Batch::from_rows(&rows);
-    let mut said = Said(Var::from_slice(&said, said.len(), &Device::Cpu).unwrap());
+    let mut said =
+        Said(Var::from_slice(&said, said.len(), &Device::Cpu).unwrap().as_tensor().clone());
     let loss: Loss = toml::from_str("[kto]\ngroup = 6").unwrap();
     let terms = terms(loss.objective().unwrap().as_ref(), &mut said, &batch).unwrap();
     assert_eq!(terms.logs.iter().find(|log| log.name == "kl").unwrap().sum, 0.0);
@@ -191,7 +165,7 @@ fn scores(batch: &Batch, of: &[Vec<f32>]) -> Said {
         let last = batch.rows.range(row).end - 1;
         all[last * labels..][..labels].copy_from_slice(of);
     }
-    Said(Var::from_slice(&all, (batch.n(), labels), &Device::Cpu).unwrap())
+    Said(Var::from_slice(&all, (batch.n(), labels), &Device::Cpu).unwrap().as_tensor().clone())
 }
 
 /// The gradient at the last token of every row; it must be 0 before it.

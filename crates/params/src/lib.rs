@@ -7,6 +7,7 @@ use luthier_core::{Error, Model, Param, Policy, Result, Seed, io};
 use serde::{Deserialize, Serialize};
 
 pub mod choice;
+pub mod copilot;
 mod dropout;
 mod globs;
 pub mod own;

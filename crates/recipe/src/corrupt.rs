@@ -2,16 +2,28 @@
 
 use luthier_core::{Error, Result, nearest::suggest};
 use luthier_model::Tokenizer;
-use luthier_train::{Corrupt, MaskToken};
+use luthier_train::{Corrupt, MaskInit, MaskToken, Train};
+
+use crate::{open::Opened, prepare::Prepared};
 
 const KEY: &str = "train.corrupt.mask_token";
 
-/// The id of the mask: the token that is named, or the padding token.
-pub fn mask(corrupt: &Corrupt, tokenizer: &Tokenizer) -> Result<u32> {
+/// The id of the mask, which takes the place of its name in `config`; `None` where nothing is hidden.
+pub fn settle(config: &mut Train, opened: &Opened, train: &Prepared) -> Result<Option<u32>> {
+    let Some(corrupt) = &mut config.corrupt else { return Ok(None) };
+    let mask = mask(corrupt, &opened.tokenizer, opened.model.vocab())?;
+    unread(corrupt, mask, train)?;
+    corrupt.mask_token = Some(MaskToken::Id(mask));
+    Ok(Some(mask))
+}
+
+/// The id of the mask: the token that is named, or the padding token. Of the `rows` that the embedding has,
+/// one beyond the tokenizer's last may be named, too: nothing else ever reads it.
+fn mask(corrupt: &Corrupt, tokenizer: &Tokenizer, rows: usize) -> Result<u32> {
     match &corrupt.mask_token {
-        Some(MaskToken::Id(id)) if (*id as usize) < tokenizer.vocab_size() => Ok(*id),
+        Some(MaskToken::Id(id)) if (*id as usize) < rows => Ok(*id),
         Some(MaskToken::Id(id)) => {
-            let what = format!("expected an id below {}, got {id}", tokenizer.vocab_size());
+            let what = format!("expected an id below {rows}, got {id}");
             Err(Error::input(KEY, what))
         }
         Some(MaskToken::Text(text)) => tokenizer.id(text).ok_or_else(|| {
@@ -20,6 +32,25 @@ pub fn mask(corrupt: &Corrupt, tokenizer: &Tokenizer) -> Result<u32> {
                 .hint(suggest(text, special.iter().map(String::as_str)))
         }),
         None => padding(tokenizer, tokenizer.pad()),
+    }
+}
+
+/// Refuses rows that read the mask themselves where it is to be learned as a token that is new: there it would
+/// be read as something else than afterwards.
+fn unread(corrupt: &Corrupt, mask: u32, train: &Prepared) -> Result<()> {
+    if corrupt.mask_token_init == MaskInit::Own {
+        return Ok(());
+    }
+    match train.rows.iter().find(|row| row.ids.contains(&mask) || row.targets.contains(&mask)) {
+        None => Ok(()),
+        Some(row) => {
+            let at = train.table.examples[row.example].origin.to_string();
+            let what = format!("has the token {mask}, which train.corrupt puts in place of others");
+            Err(Error::input(at, what).hint(
+                "name a token in train.corrupt.mask_token that the data do not use, or \
+                mask_token_init = \"own\"",
+            ))
+        }
     }
 }
 
@@ -48,18 +79,40 @@ fn special(tokenizer: &Tokenizer) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use luthier_core::{Example, Row, Table};
+    use luthier_data::CutTable;
+
     use super::*;
+
+    #[test]
+    fn a_token_that_is_new_is_read_by_no_row() {
+        let row = |ids: &[u32], example| Row { example, ..Row::from_tokens(ids, &[1.0; 3], 0) };
+        let example = |line| Example::new("t.jsonl", line, Vec::new(), None);
+        let (name, layout, sha256) = (String::new(), String::new(), String::new());
+        let table = Table { name, layout, sha256, examples: vec![example(1), example(2)] };
+        let rows = vec![row(&[1, 2, 3], 0), row(&[4, 5, 6], 1)];
+        let train = Prepared { table, rows, cut: CutTable::default() };
+        let new = Corrupt { mask_token_init: MaskInit::Mean, ..Corrupt::default() };
+        unread(&new, 7, &train).unwrap();
+        unread(&Corrupt::default(), 5, &train).unwrap();
+        for mask in [4, 6] {
+            let error = unread(&new, mask, &train).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("t.jsonl:2: has the token {mask}")), "{error}");
+        }
+    }
 
     #[test]
     fn a_mask_is_named_or_refused() {
         let tokenizer = Tokenizer::bytes();
-        let of = |mask_token| mask(&Corrupt { mask_token, ..Corrupt::default() }, &tokenizer);
+        let of = |mask_token| mask(&Corrupt { mask_token, ..Corrupt::default() }, &tokenizer, 300);
         let text = |text: &str| Some(MaskToken::Text(text.into()));
         assert_eq!(of(text("<|im_start|>")).unwrap(), 256);
         assert_eq!(of(Some(MaskToken::Id(7))).unwrap(), 7);
+        // The tokenizer has 259 tokens, the embedding more rows.
+        assert_eq!(of(Some(MaskToken::Id(299))).unwrap(), 299);
         for (token, want) in [
             (text("<mask>"), "`<mask>` is no token"),
-            (Some(MaskToken::Id(9999)), "expected an id below 259, got 9999"),
+            (Some(MaskToken::Id(9999)), "expected an id below 300, got 9999"),
         ] {
             let error = of(token).unwrap_err().to_string();
             assert!(

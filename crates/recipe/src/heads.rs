@@ -1,15 +1,16 @@
 //! Rows for objectives of a head: what it reads is the last token, what it shall say the row's label.
 
 use luthier_core::{Error, Example, Model, Result, Row, Table};
-use luthier_loss::Unit;
+use luthier_loss::{Loss, Unit, term::reward::RewardType};
 use luthier_model::{
     Tokenizer,
     names::SCORE,
     render::{RenderOptions, Rendered, generation_prompt, prompt_text, render},
 };
+use luthier_train::Train;
 use serde_json::Value;
 
-use crate::pairs;
+use crate::{open::Opened, pairs};
 
 /// The columns of a row's number and of how far a better answer shall lead.
 const LABEL: &str = "label";
@@ -24,6 +25,40 @@ pub fn table(
     pair: bool,
     names: &[String],
 ) -> Result<Vec<Rendered>> {
+    rendered(table, tokenizer, options, pair, &|example| label(example, names))
+}
+
+/// The same rows to be asked about: one without a label has NaN in its place.
+pub fn asked(
+    table: &Table,
+    tokenizer: &Tokenizer,
+    pair: bool,
+    names: &[String],
+) -> Result<Vec<Rendered>> {
+    rendered(
+        table,
+        tokenizer,
+        &RenderOptions::default(),
+        pair,
+        &|example| match labelled(example) {
+            true => label(example, names),
+            false => Ok(f64::NAN),
+        },
+    )
+}
+
+fn labelled(example: &Example) -> bool {
+    let mark = example.completions.first().is_some_and(|a| a.marks.contains_key(LABEL));
+    mark || example.columns.get(LABEL).is_some_and(|value| !value.is_null())
+}
+
+fn rendered(
+    table: &Table,
+    tokenizer: &Tokenizer,
+    options: &RenderOptions,
+    pair: bool,
+    label: &dyn Fn(&Example) -> Result<f64>,
+) -> Result<Vec<Rendered>> {
     if pair {
         let margins = table.examples.iter().map(margin).collect::<Result<Vec<f64>>>()?;
         let mut rows = pairs::render(table, tokenizer, options)?;
@@ -31,7 +66,7 @@ pub fn table(
         return Ok(rows);
     }
     let row = |(index, example): (usize, &Example)| {
-        let label = label(example, names)?;
+        let label = label(example)?;
         let mut rendered = match example.completions.len() {
             0 => prompt(example, tokenizer)?,
             1 => render(example, 0, tokenizer, options)?,
@@ -123,6 +158,40 @@ pub fn check(unit: Unit, scores: bool, sample_steps: u64) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// How many labels there are: of the head that is to be learned, or of the model's own.
+pub fn labels(config: &Train, opened: &Opened) -> Option<usize> {
+    let head = config.params.head.as_ref().map(|head| head.labels.count());
+    head.or(opened.config.labels)
+}
+
+/// Refuses labels that cannot be learned: numbers of no label of the head, or chances that are none.
+pub fn known(
+    loss: &Loss,
+    labels: Option<usize>,
+    rows: &[Row],
+    origin: &dyn Fn(usize) -> String,
+) -> Result<()> {
+    let bce = loss.reward.as_ref().is_some_and(|reward| reward.loss_type == RewardType::Bce);
+    for Row { label, example, .. } in rows {
+        let (wanted, hint) = match (&loss.classify, labels) {
+            (Some(_), Some(labels))
+                if label.fract() != 0.0 || !(0.0..labels as f64).contains(label) =>
+            {
+                let most = labels.saturating_sub(1);
+                let hint = "train.params.head.labels says how many labels there are";
+                (format!("a whole number from 0 to {most}"), hint)
+            }
+            _ if bce && !(0.0..=1.0).contains(label) => {
+                ("a number from 0 to 1".to_string(), "loss_type = \"mse\" learns any number")
+            }
+            _ => continue,
+        };
+        let what = format!("column {LABEL}: expected {wanted}, got {label}");
+        return Err(Error::input(origin(*example), what).hint(hint));
+    }
+    Ok(())
 }
 
 /// Whether the head scores labels in place of tokens.

@@ -6,6 +6,8 @@ pub mod assemble;
 pub mod begin;
 mod blocks;
 mod change;
+mod column;
+mod copilot;
 mod corrupt;
 pub mod decode;
 pub mod distil;

@@ -3,6 +3,7 @@
 use luthier_core::{Param, Row};
 use luthier_data::Plan;
 use luthier_kernels::num::Precision;
+use luthier_loss::{AlignOn, Loss};
 use luthier_params::{Bound, Kept};
 use luthier_train::{
     Activation, Train,
@@ -56,11 +57,38 @@ fn buffer_bytes(of: Of, dims: &[usize], n: usize) -> usize {
     }
 }
 
-/// Decides whether activations are kept, and estimates the peak.
+/// Tokens whose logits exist at a time where an objective looks at whole distributions.
+const PIECE: u64 = 64;
+/// Tables for each such distribution: the logits, and what becomes of them.
+const TABLES: u64 = 2;
+
+/// How many models' distributions an objective looks at as a whole.
+fn distributions(loss: &Loss) -> u64 {
+    let of_two = loss
+        .align
+        .as_ref()
+        .is_some_and(|align| align.lambda_kl > 0.0 && align.align_on == AlignOn::Logits);
+    let asked = loss.distil.as_ref().is_some_and(|distil| distil.cache.is_none());
+    let penalty = loss.penalty.as_ref();
+    let of_one = loss.nll.as_ref().is_some_and(|nll| {
+        nll.label_smoothing > 0.0 || nll.unlikelihood != 0.0 || nll.z_loss > 0.0
+    });
+    let weighed = loss.dpo.as_ref().is_some_and(|dpo| dpo.use_weighting);
+    let stored = loss.distil.is_some() || penalty.is_some_and(|penalty| penalty.entropy != 0.0);
+    match (of_two || asked || penalty.is_some_and(|penalty| penalty.kl > 0.0), of_one) {
+        (true, _) => 2,
+        (false, true) => 1,
+        (false, false) => u64::from(weighed || stored),
+    }
+}
+
+/// Decides whether activations are kept, and estimates the peak. `beside`: bytes of the weights of another
+/// model that the objective asks.
 pub fn plan(
     config: &Train,
     opened: &Opened,
     bound: &Bound,
+    beside: u64,
     rows: &[Row],
     plan: &Plan,
 ) -> (bool, Memory) {
@@ -74,7 +102,10 @@ pub fn plan(
         }
     }
     let (live_tokens, live_trained) = largest;
-    let (weights, learned) = (frozen_bytes(config, opened, bound), learned_bytes(config, bound));
+    let weights = frozen_bytes(config, opened, bound) + beside;
+    let learned = learned_bytes(config, bound);
+    let width = opened.model.vocab() as u64 * size_of::<f32>() as u64;
+    let logits = distributions(&config.loss) * TABLES * PIECE.min(live_trained) * width;
     let sizes = |keep| Sizes {
         frozen: opened.parameters,
         trainable: bound.count(),
@@ -87,7 +118,7 @@ pub fn plan(
     };
     let of = |keep| {
         let memory = estimate::memory(opened.model.as_ref(), sizes(keep));
-        Memory { weights, learned, ..memory }
+        Memory { weights, learned, activations: memory.activations + logits, ..memory }
     };
     let keep = match config.activation {
         Activation::Keep => true,

@@ -49,6 +49,7 @@ pub const RECIPES: &[(&str, &str)] = recipes![
     "recipes/adapter/ssf.toml",
     "recipes/adapter/tokens.toml",
     "recipes/full/sft.toml",
+    "recipes/loss/copilot.toml",
     "recipes/loss/fait.toml",
     "recipes/loss/focal.toml",
     "recipes/loss/label_smoothing.toml",
@@ -68,6 +69,7 @@ pub const RECIPES: &[(&str, &str)] = recipes![
     "recipes/distil/first.toml",
     "recipes/decode/cfg.toml",
     "recipes/decode/contrastive.toml",
+    "recipes/decode/copilot.toml",
     "recipes/decode/emulate.toml",
     "recipes/decode/mixture.toml",
     "recipes/decode/ngram.toml",
@@ -80,6 +82,7 @@ pub const RECIPES: &[(&str, &str)] = recipes![
     "recipes/sparse/sara.toml",
     "recipes/steps/dpo.toml",
     "recipes/steps/advantage.toml",
+    "recipes/steps/signed.toml",
     "recipes/correct/lemma.toml",
     "recipes/translate/stage1.toml",
     "recipes/translate/stage2.toml",
@@ -174,7 +177,8 @@ pub fn all() -> Vec<MethodRow> {
 }
 
 /// Settings of `[train]` that belong to a seam: rows and what is embedded are changed before any loss.
-const OF_TRAIN: [&str; 4] = ["corrupt", "neftune_noise_alpha", "balance.coba", "balance.famo"];
+const OF_TRAIN: [&str; 5] =
+    ["corrupt", "neftune_noise_alpha", "copilot", "balance.coba", "balance.famo"];
 
 /// Where a recipe names a method of a seam.
 pub fn place(seam: &str, name: &str) -> Option<&'static str> {

@@ -12,6 +12,7 @@ use luthier_model::{
     pull,
 };
 use luthier_params::Bound;
+use serde_json::Value;
 
 use crate::{
     heads,
@@ -141,9 +142,37 @@ impl Opened {
         if heads::scores(policy.model.as_ref()) {
             let at = dir.map_or_else(|| self.name.clone(), |dir| dir.display().to_string());
             return Err(Error::input(at, "scores labels in place of tokens: it writes no text")
-                .hint("transformers and PEFT read it as a sequence classification model"));
+                .hint("`luthier score` asks for its labels"));
         }
         Ok(policy)
+    }
+
+    /// The model's head of labels, or that of the adapter in `dir`: who is asked, and what its labels are
+    /// called.
+    pub fn judge(&self, dir: Option<&Path>) -> Result<(Policy, Vec<String>)> {
+        let bound = dir.map(|dir| self.with_adapter(dir)).transpose()?;
+        let of_adapter = bound.as_ref().and_then(|bound| bound.form.head.as_ref());
+        let names = match of_adapter {
+            Some(head) => head.labels.names(),
+            None => self.label_names(),
+        };
+        let policy = bound.map_or_else(|| Policy::plain(self.model.clone()), |bound| bound.policy);
+        if heads::scores(policy.model.as_ref()) {
+            return Ok((policy, names));
+        }
+        let at = dir.map_or_else(|| self.name.clone(), |dir| dir.display().to_string());
+        Err(Error::input(at, "has no head of labels: it writes text")
+            .hint("training with [train.params.head] makes one; `luthier eval` scores texts"))
+    }
+
+    /// What the labels of the model's own head are called, as transformers names them.
+    fn label_names(&self) -> Vec<String> {
+        let named = self.config.raw.get("id2label");
+        let name = |i: usize| {
+            let name = named.and_then(|all| all.get(i.to_string())).and_then(Value::as_str);
+            name.map_or_else(|| format!("LABEL_{i}"), str::to_string)
+        };
+        (0..self.config.labels.unwrap_or_default()).map(name).collect()
     }
 
     /// How the weights are held, in words.

@@ -20,12 +20,7 @@ pub fn render(
         example.completions.sort_by(|a, b| chosen(b).total_cmp(&chosen(a)));
         example
     };
-    let ordered = Table {
-        name: table.name.clone(),
-        layout: table.layout.clone(),
-        sha256: table.sha256.clone(),
-        examples: table.examples.iter().map(ordered).collect(),
-    };
+    let ordered = table.with(table.examples.iter().map(ordered).collect());
     let rows = render_table(&ordered, tokenizer, options)?;
     let apart = |pair: &[Rendered]| match pair {
         [a, b] => a.row.example == b.row.example,

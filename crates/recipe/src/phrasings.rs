@@ -6,7 +6,8 @@ use luthier_model::{
     Tokenizer,
     render::{RenderOptions, Rendered, render_table},
 };
-use serde_json::Value;
+
+use crate::column;
 
 /// The column of the reference phrasing.
 const COLUMN: &str = "reference";
@@ -18,12 +19,7 @@ pub fn render(
     options: &RenderOptions,
 ) -> Result<Vec<Rendered>> {
     let examples = table.examples.iter().map(reference).collect::<Result<_>>()?;
-    let references = Table {
-        name: table.name.clone(),
-        layout: table.layout.clone(),
-        sha256: table.sha256.clone(),
-        examples,
-    };
+    let references = table.with(examples);
     let references = render_table(&references, tokenizer, options)?;
     let own = render_table(table, tokenizer, options)?;
     Ok(references.into_iter().zip(own).flat_map(|(reference, own)| [reference, own]).collect())
@@ -34,16 +30,7 @@ fn reference(example: &Example) -> Result<Example> {
     let at = example.origin.to_string();
     let hint = "train.loss.align compares every prompt with another phrasing of it: a text in the \
         column reference";
-    let text = match example.columns.get(COLUMN) {
-        Some(Value::String(text)) if !text.trim().is_empty() => text,
-        Some(_) => {
-            let what = format!("column {COLUMN}: expected a text that is not empty");
-            return Err(Error::input(at, what).hint(hint));
-        }
-        None => {
-            return Err(Error::input(at, format!("there is no column {COLUMN}")).hint(hint));
-        }
-    };
+    let text = column::text(example, COLUMN, hint)?;
     if example.completions.len() > 1 {
         return Err(Error::input(at, "expected one answer, found several").hint(hint));
     }
@@ -53,7 +40,7 @@ fn reference(example: &Example) -> Result<Example> {
         let what = "nobody asks anything, so there is nothing to say in other words";
         return Err(Error::input(at, what).hint(hint));
     };
-    asked.content = text.clone();
+    asked.content = text.to_string();
     Ok(reference)
 }
 
@@ -80,6 +67,7 @@ fn told(row: &Row) -> impl Iterator<Item = (u32, f32)> {
 #[cfg(test)]
 mod tests {
     use luthier_core::Turn;
+    use serde_json::Value;
 
     use super::*;
 

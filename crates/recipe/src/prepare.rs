@@ -64,8 +64,10 @@ impl Prepared {
     }
 
     /// Gives every row what the objective reads of it beside its targets: marks on the ends of longer
-    /// answers, and what a teacher said of it beforehand.
-    pub fn fit(&mut self, loss: &Loss) -> Result<()> {
+    /// answers, and what a teacher said of it beforehand. Refuses labels that the objective or a head of
+    /// so many `labels` does not know.
+    pub fn fit(&mut self, loss: &Loss, labels: Option<usize>) -> Result<()> {
+        heads::known(loss, labels, &self.rows, &|example| self.origin(example))?;
         if let Some(alpha) = loss.dpo.as_ref().and_then(|dpo| dpo.ld_alpha) {
             luthier_loss::pair::tails(&mut self.rows, alpha);
         }

@@ -6,7 +6,8 @@ use luthier_model::{
     Tokenizer,
     render::{RenderOptions, Rendered, render_table},
 };
-use serde_json::Value;
+
+use crate::column;
 
 /// The column of the reason.
 const COLUMN: &str = "rationale";
@@ -31,12 +32,7 @@ pub fn render(
             _ => {
                 let explained = |example| explained(example, place);
                 let examples = table.examples.iter().map(explained).collect::<Result<_>>()?;
-                let table = Table {
-                    name: table.name.clone(),
-                    layout: table.layout.clone(),
-                    sha256: table.sha256.clone(),
-                    examples,
-                };
+                let table = table.with(examples);
                 render_table(&table, tokenizer, options)?
             }
         };
@@ -57,16 +53,7 @@ fn explained(example: &Example, place: Place) -> Result<Example> {
     let at = example.origin.to_string();
     let hint = "train.loss.rationale learns the reason for every answer: a text in the column \
         rationale; with alpha = 0 there is none";
-    let reason = match example.columns.get(COLUMN) {
-        Some(Value::String(text)) if !text.trim().is_empty() => text,
-        Some(_) => {
-            let what = format!("column {COLUMN}: expected a text that is not empty");
-            return Err(Error::input(at, what).hint(hint));
-        }
-        None => {
-            return Err(Error::input(at, format!("there is no column {COLUMN}")).hint(hint));
-        }
-    };
+    let reason = column::text(example, COLUMN, hint)?;
     let mut explained = example.clone();
     let last = explained.completions.first_mut().and_then(|answer| answer.turns.last_mut());
     let Some(turn) = last else {
@@ -97,6 +84,7 @@ pub fn judge(rows: &[Row], origin: &dyn Fn(usize) -> String) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use luthier_core::Turn;
+    use serde_json::Value;
 
     use super::*;
 

@@ -204,6 +204,8 @@ impl Recipe {
             let cache = train.loss.distil.as_mut().and_then(|distil| distil.cache.as_mut());
             cache.into_iter().for_each(|file| *file = base.join(&*file));
             train.continue_from.iter_mut().for_each(|from| *from = rebased(from, base));
+            let copilot = train.copilot.as_mut().and_then(|copilot| copilot.from.as_mut());
+            copilot.into_iter().for_each(|dir| *dir = base.join(&*dir));
             let fisher = train.update.ewc.as_mut().and_then(|ewc| ewc.fisher.as_mut());
             fisher.into_iter().for_each(|file| *file = base.join(&*file));
         }

@@ -53,8 +53,9 @@ impl Sequence {
     /// An epoch's steps in a round, where `plan` is that of all rows.
     pub fn epoch(&self, plan: &Plan, round: usize, epoch: usize) -> Vec<Vec<usize>> {
         let Some(rows) = self.0.get(round) else { return plan.epoch(epoch) };
-        let lengths = rows.iter().map(|row| plan.lengths[*row]).collect();
-        let mut steps = Plan { lengths, ..plan.clone() }.epoch(epoch);
+        let own = |of: &[usize]| rows.iter().filter_map(|row| of.get(*row).copied()).collect();
+        let (lengths, tasks) = (own(&plan.lengths), own(&plan.tasks));
+        let mut steps = Plan { lengths, tasks, ..plan.clone() }.epoch(epoch);
         steps.iter_mut().flatten().for_each(|row| *row = rows[*row]);
         steps
     }
@@ -75,6 +76,7 @@ mod tests {
             size: Size::Rows(2),
             seed: Seed(3),
             order: Order::Shuffled,
+            tasks: Vec::new(),
         };
         let sequence = Sequence(vec![vec![0, 2, 3], vec![1, 4]]);
         assert_eq!(sequence.rounds(), 2);
@@ -92,6 +94,10 @@ mod tests {
         let tight = Plan { size: Size::Tokens(5), order: Order::File, ..plan.clone() };
         assert_eq!(sequence.epoch(&tight, 0, 0), [vec![0], vec![2], vec![3]]);
         assert_eq!(sequence.epoch(&tight, 1, 0), [vec![1, 4]]);
+        let tasks = vec![0, 0, 1, 1, 0];
+        let apart = Plan { tasks, size: Size::Rows(9), order: Order::File, ..plan.clone() };
+        assert_eq!(sequence.epoch(&apart, 0, 0), [vec![0], vec![2, 3]]);
+        assert_eq!(sequence.epoch(&apart, 1, 0), [vec![1, 4]]);
         let whole = Sequence::whole();
         assert_eq!((whole.rounds(), whole.epoch(&plan, 0, 1)), (1, plan.epoch(1)));
     }

@@ -11,7 +11,7 @@ use luthier_data::{Order, Plan, Size};
 use luthier_decode::{Generate, generate};
 use luthier_kernels::num::Precision;
 use luthier_model::render::generation_prompt;
-use luthier_params::{Bound, Kept, Scope};
+use luthier_params::{Bound, Kept, Scope, copilot::Copilot};
 use luthier_train::{
     Job, Outcome, Stopped, Train, checkpoint, draw,
     estimate::Memory,
@@ -21,7 +21,7 @@ use luthier_train::{
 use luthier_update::Start;
 
 use crate::{
-    begin, corrupt, distil, export, heads,
+    begin, copilot, corrupt, distil, export, heads,
     manifest::{self, Input, Manifest},
     memory,
     open::Opened,
@@ -73,6 +73,8 @@ pub struct Stage {
     pub teacher: Option<Policy>,
     /// The token that hides others.
     mask: Option<u32>,
+    /// What learns the policy's errors.
+    copilot: Option<Copilot>,
 }
 
 /// What a finished training stage leaves.
@@ -106,13 +108,13 @@ impl Stage {
     pub fn with(recipe: Recipe, mut config: Train, mut opened: Opened) -> Result<Self> {
         let seed = Seed(config.seed);
         let unit = config.loss.objective()?.unit();
-        let scores = config.params.head.is_some() || heads::scores(opened.model.as_ref());
-        heads::check(unit, scores, config.sample_steps)?;
+        let labels = heads::labels(&config, &opened);
+        heads::check(unit, labels.is_some(), config.sample_steps)?;
         let (mut train, mut eval) = prepare::both(&recipe.data, &opened.tokenizer, seed, unit)?;
         let tasks = tasks::assign(recipe.data.task.as_ref(), &mut train, eval.as_mut())?;
         config.loss = config.loss.of_tasks(&tasks)?;
         for prepared in [Some(&mut train), eval.as_mut()].into_iter().flatten() {
-            prepared.fit(&config.loss)?;
+            prepared.fit(&config.loss, labels)?;
         }
         for row in train.rows.iter().chain(eval.iter().flat_map(|e| &e.rows)) {
             luthier_core::Batch::from_rows([row]).check_vocab(opened.model.vocab())?;
@@ -131,6 +133,7 @@ impl Stage {
                 (true, true) => Order::Grouped,
                 (true, false) => Order::Shuffled,
             },
+            tasks: config.step_tasks(&train.rows),
         };
         let sequence = match recipe.data.sequential {
             true => Sequence::files(&train, &config.params)?,
@@ -149,8 +152,7 @@ impl Stage {
             return Err(Error::input("train.params.prompt", what)
                 .hint("train.params.lora, for example, leaves rows as they are"));
         }
-        let corrupt = config.corrupt.as_ref();
-        let mask = corrupt.map(|corrupt| corrupt::mask(corrupt, &opened.tokenizer)).transpose()?;
+        let mask = corrupt::settle(&mut config, &opened, &train)?;
         match &config.continue_from {
             Some(from) => continue_from(&bound, &opened, Path::new(from))?,
             // The frozen twins of what learns are not needed any more.
@@ -163,8 +165,10 @@ impl Stage {
             prepared.rows = rows.into_iter().map(|row| row.behind(placeholders)).collect();
         }
         plan.lengths = train.rows.iter().map(Row::len).collect();
-        let (keep, mut memory) = memory::plan(&config, &opened, &bound, &train.rows, &plan);
-        memory.weights += beside;
+        let rows = &train.rows;
+        let (keep, mut memory) = memory::plan(&config, &opened, &bound, beside, rows, &plan);
+        let copilot = copilot::of(&config, &opened, &bound)?;
+        memory.learned += copilot::bytes(copilot.as_ref());
         let fisher = match config.update.ewc.as_ref().and_then(|ewc| ewc.fisher.as_ref()) {
             Some(file) => Some(StateDict::load(file)?),
             None => None,
@@ -183,6 +187,7 @@ impl Stage {
             fisher,
             teacher,
             mask,
+            copilot,
         })
     }
 
@@ -244,7 +249,7 @@ impl Stage {
         let (tokenizer, context) = (&self.opened.tokenizer, self.opened.config.max_positions);
         let then = draw::of(&self.config, self.mask)?;
         let draw = distil::draw(self.config.loss.distil.as_ref(), tokenizer, context, then);
-        let outcome = luthier_train::run(&Job {
+        let job = Job {
             bound: &self.bound,
             config: &self.config,
             train: &train,
@@ -263,13 +268,14 @@ impl Stage {
             fingerprint: self.fingerprint()?,
             keep: self.keep,
             progress: how.progress,
-        })?;
+        };
+        let (outcome, more) = copilot::train(&job, self.copilot.as_ref(), &self.opened.name, out)?;
         if let Some(Stopped::Interrupted(dir)) = &outcome.stopped {
             let what = format!("interrupted; everything is in {}", dir.display());
             return Err(Error::failed(format!("step {}", outcome.steps), what)
                 .hint("run the same command with --resume to go on"));
         }
-        let mut files = export::trained(&self.bound, &self.opened, out)?;
+        let mut files = [export::trained(&self.bound, &self.opened, out)?, more].concat();
         files.push(out.join(RECIPE));
         self.manifest(out, &outcome, &files, &how.command, &recipe)?;
         Ok(Trained { outcome, files })

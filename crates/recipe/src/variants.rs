@@ -44,12 +44,7 @@ pub fn render(
              their tokens all count the same"
         );
     }
-    let both = Table {
-        name: table.name.clone(),
-        layout: table.layout.clone(),
-        sha256: table.sha256.clone(),
-        examples,
-    };
+    let both = table.with(examples);
     let rendered = render_table(&both, tokenizer, options)?;
     let pairs: Vec<&[Rendered]> =
         rendered.chunk_by(|a, b| a.row.example == b.row.example).collect();

@@ -9,23 +9,11 @@ use luthier_model::{
 };
 use luthier_probe::metric::{Choice, ExactMatch, JsonMatch, Kind, Measure, Nll};
 use luthier_recipe::evaluate::{Evaluated, Limits, answers, compare, evaluate, general};
-use luthier_testkit::{Fake, Shape};
 use serde_json::json;
 
-fn policy(seed: u64) -> Policy {
-    let shape = Shape { vocab: 259, width: 12, inner: 16, layers: 2, tied: false };
-    Policy::plain(Arc::new(Fake::new(shape, Seed(seed))))
-}
+mod small;
 
-fn table(examples: Vec<Example>) -> Table {
-    let (name, layout) = ("t.jsonl".to_string(), "made".to_string());
-    Table { name, layout, sha256: String::new(), examples }
-}
-
-fn chat(line: usize, question: &str, answer: &str) -> Example {
-    let turns = vec![Turn::new("user", question)];
-    Example::new("t.jsonl", line, turns, Some(Turn::new("assistant", answer)))
-}
+use small::{chat, policy, table};
 
 /// Log-probability of each token after the first, from a pass over the whole text.
 fn naive_logps(policy: &Policy, ids: &[u32]) -> Vec<f64> {

@@ -1,8 +1,6 @@
 //! Likeness of answers, chances among several, and what becomes of rows on the way to tokens.
 
-use std::sync::Arc;
-
-use luthier_core::{Example, Form, Policy, Seed, Table, Turn};
+use luthier_core::{Form, Policy, Seed, Table};
 use luthier_loss::Unit;
 use luthier_model::Tokenizer;
 use luthier_probe::{
@@ -14,22 +12,10 @@ use luthier_recipe::{
     evaluate::{Evaluated, Limits, compare, evaluate},
     prepare,
 };
-use luthier_testkit::{Fake, Shape};
 
-fn policy(seed: u64) -> Policy {
-    let shape = Shape { vocab: 259, width: 12, inner: 16, layers: 2, tied: false };
-    Policy::plain(Arc::new(Fake::new(shape, Seed(seed))))
-}
+mod small;
 
-fn table(examples: Vec<Example>) -> Table {
-    let (name, layout) = ("t.jsonl".to_string(), "made".to_string());
-    Table { name, layout, sha256: String::new(), examples }
-}
-
-fn chat(line: usize, question: &str, answer: &str) -> Example {
-    let turns = vec![Turn::new("user", question)];
-    Example::new("t.jsonl", line, turns, Some(Turn::new("assistant", answer)))
-}
+use small::{chat, policy, table};
 
 fn run(policy: &Policy, table: &Table, metric: &Kind) -> Evaluated {
     let limits = Limits { max_new_tokens: 6, ..Limits::default() };

@@ -222,6 +222,7 @@ pub(crate) fn order(rows: &[Row], config: &Train) -> Result<Plan> {
             (true, true) => Order::Grouped,
             (true, false) => Order::Shuffled,
         },
+        tasks: config.step_tasks(rows),
     })
 }
 

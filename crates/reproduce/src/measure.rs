@@ -2,11 +2,21 @@
 
 use candle_core::D;
 use luthier_core::{Batch, Ctx, Error, Head, Logits, Policy, Result, Row};
+use luthier_decode::TokenText;
 use luthier_kernels::threads;
 use luthier_train::{Train, evaluate::evaluate, order::micro_batches};
 
 /// Tokens of a forward pass.
 const PASS: usize = 4096;
+
+/// The text of tokens that nobody reads.
+pub struct Silent;
+
+impl TokenText for Silent {
+    fn decode(&self, _ids: &[u32]) -> String {
+        String::new()
+    }
+}
 
 /// A row that trains `answer` after `prompt`.
 pub fn row(prompt: &[u32], answer: &[u32], example: usize) -> Row {

@@ -6,6 +6,7 @@
 pub mod digits;
 pub mod domains;
 pub mod edit;
+pub mod labels;
 pub mod net;
 pub mod pairs;
 pub mod soup;

@@ -13,7 +13,7 @@ use luthier_core::{
 use luthier_loss::{Log, Objective, Seen, Terms, Totals};
 use serde::{Deserialize, Serialize};
 
-use crate::{step::Step, sum::Sums};
+use crate::{beside::Beside, step::Step, sum::Sums};
 
 /// What happens to the values inside a block between forward and backward.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -195,6 +195,18 @@ impl Step<'_> {
         scale: f64,
         sums: &mut Sums,
     ) -> Result<Share> {
+        self.pass(batch, whole, noise, (scale, sums), None)
+    }
+
+    /// The same, shown to `beside`.
+    pub(crate) fn pass(
+        &self,
+        batch: &Batch,
+        whole: &Totals,
+        noise: Option<Seed>,
+        (scale, sums): (f64, &mut Sums),
+        mut beside: Option<&mut dyn Beside>,
+    ) -> Result<Share> {
         let model = self.policy.model.as_ref();
         let mut ctx = Ctx::new(&self.policy.hooks, batch.rows.clone(), &batch.ids_n);
         ctx.noise = noise;
@@ -204,16 +216,21 @@ impl Step<'_> {
         // Whether anything learned has been met on the way up.
         let mut learned_below = embedded.track_op();
         let mut h_nd = embedded.detach();
+        beside.as_mut().map_or(Ok(()), |beside| beside.stream(&h_nd))?;
         let mut kept: Vec<(usize, Kept)> = Vec::new();
         for layer in 0..model.n_layers() {
             let (y_nd, new) = block(model, layer, &h_nd, learned_below, &mut ctx)?;
             let input = std::mem::replace(&mut h_nd, y_nd);
+            beside.as_mut().map_or(Ok(()), |beside| beside.stream(&h_nd))?;
             if let Some(new) = new {
                 kept.push((layer, if self.keep { new } else { Kept::Input(input) }));
                 learned_below = true;
             }
         }
 
+        if let Some(beside) = beside {
+            beside.end(batch, &mut Head { model, h_nd: &h_nd, ctx: &mut ctx })?;
+        }
         let leaf = Leaf::new(&h_nd, learned_below)?;
         let head = Head { model, h_nd: &leaf.0, ctx: &mut ctx };
         let mut tail = Tail {

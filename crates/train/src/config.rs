@@ -1,12 +1,14 @@
 //! `[train]`: everything about the main job, under the names that TRL and transformers use.
 
-use luthier_core::{Error, Result};
+use luthier_core::{Error, Result, Row};
 use luthier_loss::Loss;
 use luthier_params::Params;
 use luthier_update::Update;
 use serde::{Deserialize, Serialize};
 
-use crate::{backward::Activation, balance::Balance, draw::Corrupt};
+use crate::{
+    backward::Activation, balance::Balance, copilot::Copilot, draw::Corrupt, order::GroupByTask,
+};
 
 /// Tokens of a step when nobody says how large it is.
 const BATCH_TOKENS: usize = 4096;
@@ -37,10 +39,15 @@ pub struct Train {
     pub shuffle: bool,
     /// Whether rows of like length share a step.
     pub group_by_length: bool,
+    /// Whether a step, or a forward pass, holds rows of one task.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group_by_task: Option<GroupByTask>,
     /// Steps between evaluations; 0 evaluates at the end only.
     pub eval_steps: u64,
-    /// Whether evaluations also tell the expected calibration error of the next token (`eval_ece`), which
-    /// takes whole distributions: the head's work once more.
+    /// Whether evaluations also tell the expected calibration error of the next token (`eval_ece`), how often
+    /// the likeliest one is right (`eval_token_accuracy`) and how open distributions are (`eval_entropy`),
+    /// which takes whole distributions: another pass. Objectives that choose between answers or labels
+    /// tell the calibration of that choice in any case.
     pub eval_ece: bool,
     /// Steps between checkpoints; 0 writes none but on interruption.
     pub save_steps: u64,
@@ -72,6 +79,9 @@ pub struct Train {
     /// What is hidden of the answers that the model reads.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub corrupt: Option<Corrupt>,
+    /// A small decoder that learns the errors of the policy as they come.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub copilot: Option<Copilot>,
     /// All randomness of the run.
     pub seed: u64,
     /// What learns.
@@ -95,6 +105,7 @@ impl Default for Train {
             micro_tokens: None,
             shuffle: true,
             group_by_length: false,
+            group_by_task: None,
             eval_steps: 0,
             eval_ece: false,
             save_steps: 0,
@@ -109,6 +120,7 @@ impl Default for Train {
             continue_from: None,
             neftune_noise_alpha: None,
             corrupt: None,
+            copilot: None,
             seed: 42,
             params: Params::default(),
             loss: Loss::default(),
@@ -149,17 +161,64 @@ impl Train {
             return Err(Error::input("train.shuffle = false", what)
                 .hint("rows either keep the order of the file or are grouped"));
         }
+        self.check_tasks()?;
         self.balance.check(&self.loss)?;
+        if self.eval_ece && self.loss.tells_numbers() {
+            let what = "a head that tells a number is not sure of anything";
+            return Err(Error::input("train.eval_ece", what).hint("eval_ece = false"));
+        }
         if let Some(alpha) = self.neftune_noise_alpha {
             positive("neftune_noise_alpha", alpha.is_finite() && alpha > 0.0, &alpha)?;
         }
         if let Some(corrupt) = &self.corrupt {
             corrupt.check()?;
         }
+        if let Some(copilot) = &self.copilot {
+            copilot.check()?;
+        }
         if let Some(steps) = self.max_steps {
             positive("max_steps", steps > 0, &steps)?;
         }
         Ok(())
+    }
+
+    /// Refuses to group rows by tasks that are unknown, or where tasks are to be weighed within a step.
+    fn check_tasks(&self) -> Result<()> {
+        let Some(group) = self.group_by_task else { return Ok(()) };
+        let refuse = |what: &str, hint: &str| {
+            Err(Error::input("train.group_by_task", what).hint(hint.to_owned()))
+        };
+        let Some(tasks) = &self.loss.tasks else {
+            let hint =
+                "data.task says which task a row belongs to, and [train.loss.tasks] what counts";
+            return refuse("this objective does not tell tasks apart", hint);
+        };
+        if group == GroupByTask::Pass {
+            return match self.loss.undivided() {
+                false => Ok(()),
+                true => refuse(
+                    "this objective needs a step in one pass",
+                    "\"step\" makes every step one of one task",
+                ),
+            };
+        }
+        if !self.shuffle {
+            let hint = "rows either keep the order of the file or are grouped";
+            return refuse("expected train.shuffle = true with it, got false", hint);
+        }
+        if !tasks.task_weights.is_empty() || !self.balance.is_off() {
+            let what = "a step of one task has nothing to weigh it against, and weights of tasks are given";
+            return refuse(what, "group_by_task = \"pass\" keeps several tasks in a step");
+        }
+        Ok(())
+    }
+
+    /// The task of every row, where a step holds rows of one task; nothing where tasks mix.
+    pub fn step_tasks(&self, rows: &[Row]) -> Vec<usize> {
+        match self.group_by_task {
+            Some(GroupByTask::Step) => rows.iter().map(|row| row.task).collect(),
+            _ => Vec::new(),
+        }
     }
 
     /// The same with every default written out, as a plan prints it.
@@ -211,6 +270,28 @@ mod tests {
         assert_eq!(micro("batch_tokens = 9000\nmicro_tokens = 500"), 500);
         assert_eq!(micro("batch_size = 64"), 512);
         assert_eq!(micro("batch_size = 64\nmicro_tokens = 9000"), 9000);
+    }
+
+    #[test]
+    fn rows_are_grouped_by_tasks_that_are_known_and_not_weighed() {
+        for (text, what) in [
+            ("group_by_task = \"pass\"", "does not tell tasks apart"),
+            ("group_by_task = \"pass\"\n[loss.tasks]\nmode = \"focal_task\"", "in one pass"),
+            ("shuffle = false\ngroup_by_task = \"step\"\n[loss.tasks]", "train.shuffle = true"),
+            ("group_by_task = \"step\"\n[loss.tasks]\ntask_weights = { a = 1.0 }", "weigh it"),
+            ("group_by_task = \"step\"\n[loss.tasks]\n[balance.coba]", "weigh it"),
+        ] {
+            let error = refused(text);
+            assert!(error.starts_with("train.group_by_task: ") && error.contains(what), "{error}");
+        }
+        let pass = "shuffle = false\ngroup_by_task = \"pass\"\n[loss.tasks]\n[balance.coba]";
+        for text in [pass, "group_by_task = \"step\"\ngroup_by_length = true\n[loss.tasks]"] {
+            toml::from_str::<Train>(text).unwrap().check().unwrap();
+        }
+        let step = |group_by_task| Train { group_by_task, ..Train::default() };
+        let rows = [1, 0].map(|task| Row { task, ..Row::default() });
+        assert_eq!(step(Some(GroupByTask::Step)).step_tasks(&rows), [1, 0]);
+        assert!(step(Some(GroupByTask::Pass)).step_tasks(&rows).is_empty());
     }
 
     #[test]

@@ -12,9 +12,10 @@ use crate::{
 };
 
 pub mod corrupt;
+pub mod fresh;
 pub mod weigh;
 
-pub use corrupt::{Corrupt, MaskToken, Noise};
+pub use corrupt::{Corrupt, MaskInit, MaskToken, Noise};
 
 /// What `config` does to the rows of a step; `None` where nothing is done to them. `mask` is the token
 /// that [`Corrupt`] puts in place of others.

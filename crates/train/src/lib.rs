@@ -5,8 +5,10 @@
 
 pub mod backward;
 pub mod balance;
+pub mod beside;
 pub mod checkpoint;
 pub mod config;
+pub mod copilot;
 pub mod course;
 pub mod draw;
 pub mod estimate;
@@ -22,10 +24,12 @@ pub mod sum;
 
 pub use backward::Activation;
 pub use balance::Balance;
+pub use beside::Beside;
 pub use config::Train;
-pub use draw::{Corrupt, MaskToken, Noise};
+pub use copilot::Copilot;
+pub use draw::{Corrupt, MaskInit, MaskToken, Noise};
 pub use job::{Draw, Drawn, Job};
 pub use outcome::{Outcome, Stopped};
-pub use run::run;
+pub use run::{run, run_beside};
 pub use step::{Step, StepReport};
 pub use sum::{Gradients, Sums};

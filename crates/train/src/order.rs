@@ -1,8 +1,21 @@
 //! How far a run goes, and the forward passes of a step.
 
+use std::collections::BTreeMap;
+
 use luthier_core::{Row, batch::pack};
+use serde::{Deserialize, Serialize};
 
 use crate::config::Train;
+
+/// What holds rows of one task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GroupByTask {
+    /// A forward pass; a step has several.
+    Pass,
+    /// A step.
+    Step,
+}
 
 /// Steps and tokens of one round: all epochs, cut at the requested length.
 pub fn extent(
@@ -52,6 +65,15 @@ pub fn micro_batches(
     runs.iter().map(rows).collect()
 }
 
+/// Splits a step's rows by their tasks; those of a task stay in order.
+pub fn by_task(step: &[usize], rows: &[Row]) -> Vec<Vec<usize>> {
+    let mut tasks: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for row in step {
+        tasks.entry(rows[*row].task).or_default().push(*row);
+    }
+    tasks.into_values().collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -60,6 +82,14 @@ mod tests {
     fn a_step_belongs_to_a_round() {
         let at = |step| place(&[3, 2], step);
         assert_eq!([at(0), at(2), at(3), at(4), at(5)], [(0, 0), (0, 2), (1, 0), (1, 1), (2, 0)]);
+    }
+
+    #[test]
+    fn a_run_of_one_task_keeps_its_order() {
+        let rows: Vec<Row> =
+            [2, 0, 2, 1, 0].into_iter().map(|task| Row { task, ..Row::default() }).collect();
+        assert_eq!(by_task(&[4, 2, 3, 0, 1], &rows), [vec![4, 1], vec![3], vec![2, 0]]);
+        assert_eq!(by_task(&[0, 2], &rows), [[0, 2]]);
     }
 
     #[test]

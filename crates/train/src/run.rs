@@ -11,12 +11,14 @@ use serde_json::{Map, Value};
 
 use crate::{
     balance::Balancer,
+    beside::Beside,
     checkpoint::{self, Progress},
     course::{Course, Place},
+    draw::fresh::Fresh,
     job::{Drawn, Job},
     log::{self, Line, Log},
     neftune,
-    order::{extent, micro_batches, place},
+    order::{by_task, extent, micro_batches, place},
     outcome::{Outcome, Stopped},
     step::{Data, Step, StepReport},
     sum::Gradients,
@@ -33,9 +35,12 @@ pub fn passes(step: &[usize], rows: &[Row], micro_tokens: usize, unit: usize) ->
 
 struct Run<'a> {
     job: &'a Job<'a>,
+    beside: Option<&'a mut dyn Beside>,
     objective: Box<dyn Objective + 'a>,
     balance: Option<Balancer<'a>>,
     course: Course<'a>,
+    /// What masks are read as, where not as themselves.
+    fresh: Option<Fresh>,
     stepper: Stepper,
     /// Of the step before.
     gradients: Gradients,
@@ -54,6 +59,11 @@ struct Run<'a> {
 
 /// Trains to the end, to an early stop, or to an interruption.
 pub fn run(job: &Job) -> Result<Outcome> {
+    run_beside(job, None)
+}
+
+/// [`run`] with something that learns beside the policy from what its passes show.
+pub fn run_beside<'a>(job: &'a Job<'a>, mut beside: Option<&'a mut dyn Beside>) -> Result<Outcome> {
     let objective = job.config.loss.objective()?;
     let of_round = |round| extent(job.config, &|epoch| (job.order)(round, epoch), job.train).0;
     let lengths: Vec<u64> = (0..job.rounds).map(of_round).collect();
@@ -63,6 +73,8 @@ pub fn run(job: &Job) -> Result<Outcome> {
     }
     let newest = checkpoint::list(job.out)?.pop().filter(|_| job.resume);
     let mut course = Course::new(job.bound, Seed(job.config.seed).split("course"))?;
+    // Before a checkpoint moves the weights: from those that training began with.
+    let fresh = Fresh::of(job.config, &job.bound.policy)?;
     let (progress, stepper) = match &newest {
         None => {
             let progress = Progress { fingerprint: job.fingerprint.clone(), ..Progress::default() };
@@ -77,6 +89,9 @@ pub fn run(job: &Job) -> Result<Outcome> {
             (progress, stepper)
         }
     };
+    if let Some(beside) = &mut beside {
+        beside.begin(total, newest.as_ref().map(|(_, dir)| dir.as_path()))?;
+    }
     let mut balance = Balancer::new(&job.config.balance, job.config.seed, job.train, job.eval)?;
     if let (Some(balance), Some(state)) = (&mut balance, &progress.balance) {
         balance.load(state.clone())?;
@@ -88,9 +103,11 @@ pub fn run(job: &Job) -> Result<Outcome> {
     };
     let run = Run {
         job,
+        beside,
         objective,
         balance,
         course,
+        fresh,
         stepper,
         gradients: Gradients::new(),
         progress,
@@ -167,8 +184,15 @@ impl Run<'_> {
         let (config, begun) = (self.job.config, Instant::now());
         let unit = self.objective.unit().rows();
         let number = self.progress.step + 1;
+        let cut = |step: &[usize], rows: &[Row]| match config.group_by_task {
+            None => passes(step, rows, config.micro_tokens(), unit),
+            Some(_) => {
+                let of_task = |step: &Vec<usize>| passes(step, rows, config.micro_tokens(), unit);
+                by_task(step, rows).iter().flat_map(of_task).collect()
+            }
+        };
         let passes = match self.job.draw {
-            None => passes(rows, self.job.train, config.micro_tokens(), unit),
+            None => cut(rows, self.job.train),
             Some(draw) => {
                 let made = draw(Drawn {
                     step: number - 1,
@@ -178,7 +202,7 @@ impl Run<'_> {
                     rows: rows.iter().map(|i| self.job.train[*i].clone()).collect(),
                 })?;
                 let all: Vec<usize> = (0..made.len()).collect();
-                passes(&all, &made, config.micro_tokens(), unit)
+                cut(&all, &made)
             }
         };
         let data = Data {
@@ -220,8 +244,17 @@ impl Run<'_> {
             None => None,
         };
         let policy = noisy.as_ref().unwrap_or(&self.course.policy);
+        let reading = self.fresh.as_ref().map(|fresh| fresh.read_by(policy)).transpose()?;
+        let policy = reading.as_ref().unwrap_or(policy);
         let step = Step { policy, params: &self.course.params, ..all };
-        let report = step.run(&data, &mut self.gradients, &mut self.stepper)?;
+        let show: Option<&mut dyn Beside> = match &mut self.beside {
+            None => None,
+            Some(beside) => Some(&mut **beside),
+        };
+        let mut report = step.run_beside(&data, &mut self.gradients, &mut self.stepper, show)?;
+        if let Some(beside) = &mut self.beside {
+            report.logs.extend(beside.step()?);
+        }
         self.follow(number)?;
         let seconds = begun.elapsed().as_secs_f64();
         self.stepping += seconds;

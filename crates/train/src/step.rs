@@ -5,10 +5,13 @@ use std::{sync::Arc, time::Instant};
 use candle_core::Tensor;
 use luthier_core::{At, Batch, Ctx, Error, Hook, Param, Policy, Result, Seed};
 use luthier_kernels::threads;
-use luthier_loss::{Log, Objective, Totals};
+use luthier_loss::{Log, Objective, Totals, told};
 use luthier_update::Stepper;
 
-use crate::sum::{Gradients, Sums};
+use crate::{
+    beside::Beside,
+    sum::{Gradients, Sums},
+};
 
 /// What a step did.
 #[derive(Clone, Debug)]
@@ -23,7 +26,7 @@ pub struct StepReport {
     pub tokens: u64,
     /// Tokens with a non-zero weight.
     pub trained: u64,
-    /// The objective's own numbers, as means.
+    /// The objective's own numbers, nearly all of them means.
     pub logs: Vec<(&'static str, f64)>,
 }
 
@@ -74,7 +77,18 @@ impl Step<'_> {
         used: &mut Gradients,
         stepper: &mut Stepper,
     ) -> Result<StepReport> {
-        let found = self.gradients(data, std::mem::take(used))?;
+        self.run_beside(data, used, stepper, None)
+    }
+
+    /// [`Step::run`], with its passes shown to `beside`.
+    pub fn run_beside(
+        &self,
+        data: &Data,
+        used: &mut Gradients,
+        stepper: &mut Stepper,
+        beside: Option<&mut dyn Beside>,
+    ) -> Result<StepReport> {
+        let found = self.shown(data, std::mem::take(used), beside)?;
         *used = found.gradients;
         if stepper.two_passes() {
             stepper.ascend(&|name, _| used.get(name).cloned())?;
@@ -90,12 +104,21 @@ impl Step<'_> {
             learning_rate: info.learning_rate,
             tokens: sum(&Batch::n) as u64,
             trained: sum(&|batch| batch.trained_m().len()) as u64,
-            logs: means(&found.logs),
+            logs: told::numbers(&found.logs),
         })
     }
 
     /// Loss and gradients of a step, in the memory of `used` ones.
     pub fn gradients(&self, data: &Data, used: Gradients) -> Result<Found> {
+        self.shown(data, used, None)
+    }
+
+    fn shown(
+        &self,
+        data: &Data,
+        used: Gradients,
+        mut beside: Option<&mut dyn Beside>,
+    ) -> Result<Found> {
         let Data { number, passes, noise, describe } = *data;
         let all: Vec<&Batch> = passes.iter().collect();
         let normaliser = self.objective.normaliser(&all);
@@ -112,7 +135,11 @@ impl Step<'_> {
             let scale = 1.0 / normaliser;
             // A pass is thousands of small operations: the threads stay awake for all of them.
             let share = threads::together(|| {
-                self.forward_backward(batch, &whole, noise, scale, &mut sums)
+                let show: Option<&mut dyn Beside> = match &mut beside {
+                    None => None,
+                    Some(beside) => Some(&mut **beside),
+                };
+                self.pass(batch, &whole, noise, (scale, &mut sums), show)
             })?;
             if !share.sum.is_finite() {
                 return Err(self.blame(number, batch, describe));
@@ -173,10 +200,6 @@ pub(crate) fn add_logs(all: &mut Vec<Log>, new: &[Log]) {
             None => all.push(*log),
         }
     }
-}
-
-pub(crate) fn means(logs: &[Log]) -> Vec<(&'static str, f64)> {
-    logs.iter().filter(|l| l.weight != 0.0).map(|l| (l.name, l.sum / l.weight)).collect()
 }
 
 /// Notes the first site whose output is not finite.

@@ -1,26 +1,18 @@
 //! Weights of tasks that follow held-out losses: interrupted and not, and what they do to a step.
 
-use std::{
-    path::Path,
-    sync::{Arc, atomic::AtomicBool},
-};
+use std::path::Path;
 
-use luthier_core::{Model, Result, Row, Seed};
-use luthier_model::{Decoder, Precision, Source};
-use luthier_params::{Bound, Full, Params};
-use luthier_testkit::golden;
-use luthier_train::{Job, Train, checkpoint, log::metrics};
-use luthier_update::Start;
+use luthier_core::{Result, Row, Seed};
+use luthier_params::Bound;
+use luthier_train::{Job, Train};
 use serde_json::Value;
 
-fn model() -> Arc<dyn Model> {
-    let source = Source::open(&golden::golden("models/llama")).unwrap();
-    Arc::new(Decoder::load(&source, Precision::F32, |_, _| ()).unwrap())
-}
+mod job;
+
+use job::{bytes, job, killed_after, lines};
 
 fn bound() -> Bound {
-    let params = Params { full: Some(Full::default()), ..Params::default() };
-    params.bind(&model(), Seed(5)).unwrap()
+    job::bound("[full]\n")
 }
 
 /// Rows of two tasks: numbers in order, and any.
@@ -55,36 +47,9 @@ const FAMO: &str = "[balance.famo]\nbeta = 0.5\nvalid_rows = 3";
 fn run(bound: &Bound, config: &Train, out: &Path, resume: bool) -> Result<()> {
     let (train, eval) = (rows(24, 3), rows(12, 4));
     let steps: Vec<Vec<usize>> = (0..12).map(|s| vec![2 * s, 2 * s + 1]).collect();
-    luthier_train::run(&Job {
-        bound,
-        config,
-        train: &train,
-        eval: &eval,
-        rounds: 1,
-        draw: None,
-        teacher: None,
-        order: &|_, _| steps.clone(),
-        start: &Start { n_layers: 2, model_params: 1000, ..Start::steps(0) },
-        describe: &|i| format!("row {i}"),
-        export: &|_| Ok(()),
-        sample: &|_| Ok(Vec::new()),
-        stop: &AtomicBool::new(false),
-        out,
-        resume,
-        fingerprint: "test".into(),
-        keep: true,
-        progress: false,
-    })
-    .map(|_| ())
-}
-
-fn lines(dir: &Path) -> Vec<Value> {
-    let all = metrics::read(&dir.join("metrics.jsonl")).unwrap();
-    all.into_iter().map(metrics::without_timings).collect()
-}
-
-fn bytes(bound: &Bound) -> Vec<u8> {
-    checkpoint::snapshot(&bound.params).to_safetensors(&[]).unwrap()
+    let order = |_, _| steps.clone();
+    let job = Job { eval: &eval, resume, ..job(bound, config, &train, &order, out) };
+    luthier_train::run(&job).map(|_| ())
 }
 
 #[test]
@@ -96,11 +61,7 @@ fn a_resumed_balance_is_bit_equal_to_an_uninterrupted_one() {
         for at in [1, 3, 8, 17] {
             let (killed, out) = (bound(), tempfile::tempdir().unwrap());
             run(&killed, &config, out.path(), false).unwrap();
-            for (step, dir) in checkpoint::list(out.path()).unwrap() {
-                if step > at {
-                    std::fs::remove_dir_all(dir).unwrap();
-                }
-            }
+            killed_after(at, out.path());
             let resumed = bound();
             run(&resumed, &config, out.path(), true).unwrap();
             assert!(bytes(&resumed) == bytes(&whole), "{balance} resumed at {at}: other weights");

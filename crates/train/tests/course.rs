@@ -1,31 +1,15 @@
 //! What learns as a run goes on: every choice on a real decoder, interrupted and not.
 
-use std::{
-    path::Path,
-    sync::{Arc, atomic::AtomicBool},
-};
+use std::path::Path;
 
-use luthier_core::{Model, Param, Row, Seed};
-use luthier_model::{Decoder, Precision, Source};
+use luthier_core::{Param, Seed};
 use luthier_params::{Bound, Params};
-use luthier_testkit::golden;
-use luthier_train::{Job, Train, checkpoint, log::metrics};
-use luthier_update::{Start, Update};
+use luthier_train::{Job, Train};
+use luthier_update::Update;
 
-fn model(name: &str) -> Arc<dyn Model> {
-    let source = Source::open(&golden::golden(format!("models/{name}"))).unwrap();
-    Arc::new(Decoder::load(&source, Precision::F32, |_, _| ()).unwrap())
-}
+mod job;
 
-/// Twelve rows in six steps.
-fn data() -> (Vec<Row>, Vec<Vec<usize>>) {
-    let mut rng = Seed(3).rng();
-    let row = |i: usize| {
-        let tokens: Vec<u32> = (0..5 + i).map(|_| rng.below(96) as u32).collect();
-        Row::from_tokens(&tokens, &vec![1.0; tokens.len()], i)
-    };
-    ((0..12).map(row).collect(), (0..6).map(|s| vec![2 * s, 2 * s + 1]).collect())
-}
+use job::{bound, bytes, job, killed_after, lines, model, twelve};
 
 const CHOICES: [(&str, &str); 11] = [
     ("half", "[half]\n"),
@@ -44,47 +28,21 @@ const CHOICES: [(&str, &str); 11] = [
     ("lottery and head", "[sparse.lottery]\ndensity = 0.1\n[full]\nat = \"logits\"\n"),
 ];
 
-fn bound(form: &str) -> Bound {
-    let params: Params = toml::from_str(form).unwrap();
-    params.bind(&model("llama"), Seed(5)).unwrap()
-}
-
 fn config() -> Train {
     let update: Update = toml::from_str("[adamw]\nlearning_rate = 1e-2\n").unwrap();
     Train { update, epochs: 2.0, save_steps: 1, ..Train::default() }
 }
 
 fn run(bound: &Bound, config: &Train, out: &Path, resume: bool) {
-    let (rows, steps) = data();
-    luthier_train::run(&Job {
-        bound,
-        config,
-        train: &rows,
-        eval: &rows[..2],
-        rounds: bound.form.rounds(),
-        draw: None,
-        teacher: None,
-        order: &|_, _| steps.clone(),
-        start: &Start { n_layers: 2, model_params: 1000, ..Start::steps(0) },
-        describe: &|i| format!("row {i}"),
-        export: &|_| Ok(()),
-        sample: &|_| Ok(Vec::new()),
-        stop: &AtomicBool::new(false),
-        out,
-        resume,
-        fingerprint: "test".into(),
-        keep: true,
-        progress: false,
-    })
-    .unwrap();
+    let (rows, steps) = twelve();
+    let order = |_, _| steps.clone();
+    let job = job(bound, config, &rows, &order, out);
+    luthier_train::run(&Job { eval: &rows[..2], rounds: bound.form.rounds(), resume, ..job })
+        .unwrap();
 }
 
 fn numbers(param: &Param) -> Vec<f32> {
     param.var.flatten_all().unwrap().to_vec1().unwrap()
-}
-
-fn bytes(bound: &Bound) -> Vec<u8> {
-    checkpoint::snapshot(&bound.params).to_safetensors(&[]).unwrap()
 }
 
 #[test]
@@ -96,18 +54,10 @@ fn a_resumed_choice_is_bit_equal_to_an_uninterrupted_one() {
         for at in [1, 7, 12, 13, 24, 30].into_iter().filter(|at| *at < steps) {
             let (killed, out) = (bound(form), tempfile::tempdir().unwrap());
             run(&killed, &config(), out.path(), false);
-            for (step, dir) in checkpoint::list(out.path()).unwrap() {
-                if step > at {
-                    std::fs::remove_dir_all(dir).unwrap();
-                }
-            }
+            killed_after(at, out.path());
             let resumed = bound(form);
             run(&resumed, &config(), out.path(), true);
             assert!(bytes(&resumed) == bytes(&whole), "{name} resumed at step {at}: other weights");
-            let lines = |dir: &Path| -> Vec<_> {
-                let all = metrics::read(&dir.join("metrics.jsonl")).unwrap();
-                all.into_iter().map(metrics::without_timings).collect()
-            };
             assert_eq!(lines(out.path()), lines(straight.path()), "{name} resumed at step {at}");
         }
     }

@@ -1,24 +1,16 @@
 //! What settings do to the rows of a step, through whole runs: noise on what is embedded, answers read
 //! in part, right answers weighed against wrong ones.
 
-use std::{path::Path, sync::Arc, sync::atomic::AtomicBool};
+use std::path::Path;
 
-use luthier_core::{Model, Row, Seed};
-use luthier_model::{Decoder, Precision, Source};
-use luthier_params::{Bound, Params};
-use luthier_testkit::golden;
-use luthier_train::{Job, Train, checkpoint, draw, log::metrics};
-use luthier_update::{Start, Update};
+use luthier_core::{Row, Seed};
+use luthier_params::Bound;
+use luthier_train::{Job, Train, draw, log::metrics};
+use luthier_update::Update;
 
-fn model() -> Arc<dyn Model> {
-    let source = Source::open(&golden::golden("models/llama")).unwrap();
-    Arc::new(Decoder::load(&source, Precision::F32, |_, _| ()).unwrap())
-}
+mod job;
 
-fn bound(form: &str) -> Bound {
-    let params: Params = toml::from_str(form).unwrap();
-    params.bind(&model(), Seed(5)).unwrap()
-}
+use job::{bound, bytes, job, killed_after};
 
 fn config(settings: &str) -> Train {
     let update: Update = toml::from_str("[adamw]\nlearning_rate = 1e-2\n").unwrap();
@@ -46,29 +38,12 @@ fn rows() -> Vec<Row> {
 fn run(bound: &Bound, config: &Train, rows: &[Row], out: &Path, resume: bool) -> f64 {
     let steps: Vec<Vec<usize>> = (0..4).map(|s| (4 * s..4 * s + 4).collect()).collect();
     let draw = draw::of(config, Some(7)).unwrap();
-    luthier_train::run(&Job {
-        bound,
-        config,
-        train: rows,
-        eval: &rows[..4],
-        rounds: 1,
-        draw: draw.as_deref(),
-        teacher: None,
-        order: &|_, _| steps.clone(),
-        start: &Start { n_layers: 2, model_params: 1000, ..Start::steps(0) },
-        describe: &|i| format!("row {i}"),
-        export: &|_| Ok(()),
-        sample: &|_| Ok(Vec::new()),
-        stop: &AtomicBool::new(false),
-        out,
-        resume,
-        fingerprint: "test".into(),
-        keep: true,
-        progress: false,
-    })
-    .unwrap()
-    .eval_loss
-    .unwrap()
+    let order = |_, _| steps.clone();
+    let job = job(bound, config, rows, &order, out);
+    luthier_train::run(&Job { eval: &rows[..4], draw: draw.as_deref(), resume, ..job })
+        .unwrap()
+        .eval_loss
+        .unwrap()
 }
 
 /// Logged losses of the steps of a run on rows all of which are learned, and its evaluation.
@@ -132,15 +107,9 @@ fn a_resumed_run_draws_the_same() {
         "[loss.fait]\n",
     ] {
         let (config, rows) = (config(settings), rows());
-        let bytes =
-            |bound: &Bound| checkpoint::snapshot(&bound.params).to_safetensors(&[]).unwrap();
         let (whole, out) = (bound("[lora]\nr = 2\n"), tempfile::tempdir().unwrap());
         run(&whole, &config, &rows, out.path(), false);
-        for (step, dir) in checkpoint::list(out.path()).unwrap() {
-            if step > 2 {
-                std::fs::remove_dir_all(dir).unwrap();
-            }
-        }
+        killed_after(2, out.path());
         let resumed = bound("[lora]\nr = 2\n");
         run(&resumed, &config, &rows, out.path(), true);
         assert!(bytes(&resumed) == bytes(&whole), "{settings}");

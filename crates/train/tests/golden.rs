@@ -1,25 +1,19 @@
 //! Ten training steps against plain PyTorch, and the laws of a step.
 
-use std::{
-    collections::BTreeMap,
-    path::Path,
-    sync::{Arc, atomic::AtomicBool},
-};
+use std::{collections::BTreeMap, path::Path, sync::atomic::AtomicBool};
 
 use luthier_core::{Batch, Model, Param, Row, Seed, StateDict};
 use luthier_loss::{Loss, Totals};
-use luthier_model::{Decoder, Precision, Source};
 use luthier_params::{Bound, Full, Params, peft};
 use luthier_testkit::{assert_close, assert_same_bits, golden};
 use luthier_train::{
-    Gradients, Job, Outcome, Step, Stopped, Sums, Train, checkpoint, log::metrics, step::Data,
+    Gradients, Job, Outcome, Step, Stopped, Sums, Train, log::metrics, step::Data,
 };
 use luthier_update::{Start, Stepper, Update};
 
-fn model(name: &str) -> Arc<dyn Model> {
-    let source = Source::open(&golden::golden(format!("models/{name}"))).unwrap();
-    Arc::new(Decoder::load(&source, Precision::F32, |_, _| ()).unwrap())
-}
+mod job;
+
+use job::{bound, bytes, job, killed_after, lines, model, twelve};
 
 /// The pinned runs' update: AdamW, clip 1, two warm-up steps, cosine to step 10.
 fn update() -> Update {
@@ -65,27 +59,11 @@ fn run_with(
     resume: bool,
     stop: bool,
 ) -> Outcome {
-    luthier_train::run(&Job {
-        bound,
-        config,
-        train: rows,
-        eval,
-        rounds: bound.form.rounds(),
-        draw: None,
-        teacher: None,
-        order: &|_, _| steps.to_vec(),
-        start: &Start { n_layers: bound.policy.model.n_layers(), ..Start::steps(0) },
-        describe: &|i| format!("row {i}"),
-        export: &|_| Ok(()),
-        sample: &|_| Ok(Vec::new()),
-        stop: &AtomicBool::new(stop),
-        out,
-        resume,
-        fingerprint: "test".into(),
-        keep: true,
-        progress: false,
-    })
-    .unwrap()
+    let order = |_, _| steps.to_vec();
+    let start = Start { n_layers: bound.policy.model.n_layers(), ..Start::steps(0) };
+    let (stop, rounds) = (AtomicBool::new(stop), bound.form.rounds());
+    let job = job(bound, config, rows, &order, out);
+    luthier_train::run(&Job { eval, rounds, start: &start, stop: &stop, resume, ..job }).unwrap()
 }
 
 fn pinned(recorded: &StateDict, bound: &Bound, final_name: impl Fn(&str) -> String) {
@@ -201,14 +179,13 @@ fn any_split_of_a_batch_is_the_same_step() {
 
 #[test]
 fn passes_are_one_batch_at_any_number_of_threads() {
-    let (rows, _) = small();
+    let (rows, _) = twelve();
     let batch = |rows: &[Row]| Batch::from_rows(rows);
     let split: Vec<Batch> = rows.iter().map(|row| batch(std::slice::from_ref(row))).collect();
     let run = |passes: &[Batch], threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
-            let params: Params = toml::from_str("[lora]\nr = 2\nalpha = 8\n").unwrap();
-            let bound = params.bind(&model("llama"), Seed(5)).unwrap();
+            let bound = bound("[lora]\nr = 2\nalpha = 8\n");
             let mut stepper = Stepper::new(&update(), &bound.params, &Start::steps(4)).unwrap();
             let loss = Loss::default();
             let objective = loss.objective().unwrap();
@@ -227,7 +204,7 @@ fn passes_are_one_batch_at_any_number_of_threads() {
             };
             // The first step of the warm-up moves nothing.
             let reports = [report(1), report(2), report(3)];
-            (reports.map(|r| (r.loss, r.grad_norm, r.tokens)), values(&bound.params))
+            (reports.map(|r| (r.loss, r.grad_norm, r.tokens)), bytes(&bound))
         })
     };
     let (reports, weights) = run(&split, 1);
@@ -243,55 +220,32 @@ fn passes_are_one_batch_at_any_number_of_threads() {
     }
 }
 
-/// Twelve rows in six steps.
-fn small() -> (Vec<Row>, Vec<Vec<usize>>) {
-    let mut rng = Seed(3).rng();
-    let row = |i: usize| {
-        let tokens: Vec<u32> = (0..5 + i).map(|_| rng.below(96) as u32).collect();
-        Row::from_tokens(&tokens, &vec![1.0; tokens.len()], i)
-    };
-    ((0..12).map(row).collect(), (0..6).map(|s| vec![2 * s, 2 * s + 1]).collect())
-}
-
 fn fresh() -> Bound {
-    let params: Params = toml::from_str("[lora]\nr = 2\nalpha = 8\ndropout = 0.2\n").unwrap();
-    params.bind(&model("llama"), Seed(5)).unwrap()
-}
-
-fn values(params: &[Param]) -> Vec<u8> {
-    checkpoint::snapshot(params).to_safetensors(&[]).unwrap()
+    bound("[lora]\nr = 2\nalpha = 8\ndropout = 0.2\n")
 }
 
 #[test]
 fn a_resumed_run_is_bit_equal_to_an_uninterrupted_one() {
-    let data = small();
+    let data = twelve();
     let config = Train { update: update(), epochs: 2.0, save_steps: 1, ..Train::default() };
     let (whole, straight) = (fresh(), tempfile::tempdir().unwrap());
     run(&whole, &config, &data, straight.path(), false, false);
-    let want = values(&whole.params);
+    let want = bytes(&whole);
     for at in [1, 6, 11] {
         // Killed after checkpoint `at`: later checkpoints never came to be, later lines did.
         let (killed, out) = (fresh(), tempfile::tempdir().unwrap());
         run(&killed, &config, &data, out.path(), false, false);
-        for (step, dir) in checkpoint::list(out.path()).unwrap() {
-            if step > at {
-                std::fs::remove_dir_all(dir).unwrap();
-            }
-        }
+        killed_after(at, out.path());
         let resumed = fresh();
         run(&resumed, &config, &data, out.path(), true, false);
-        assert!(values(&resumed.params) == want, "resumed at step {at}: other weights");
-        let lines = |dir: &Path| -> Vec<_> {
-            let all = metrics::read(&dir.join("metrics.jsonl")).unwrap();
-            all.into_iter().map(metrics::without_timings).collect()
-        };
+        assert!(bytes(&resumed) == want, "resumed at step {at}: other weights");
         assert_eq!(lines(out.path()), lines(straight.path()), "resumed at step {at}: other log");
     }
 }
 
 #[test]
 fn an_interruption_leaves_a_checkpoint_to_go_on_from() {
-    let data = small();
+    let data = twelve();
     let config = Train { update: update(), ..Train::default() };
     let (whole, straight) = (fresh(), tempfile::tempdir().unwrap());
     run(&whole, &config, &data, straight.path(), false, false);
@@ -301,12 +255,12 @@ fn an_interruption_leaves_a_checkpoint_to_go_on_from() {
     let second = fresh();
     let outcome = run(&second, &config, &data, out.path(), true, false);
     assert_eq!((outcome.steps, outcome.stopped), (6, None));
-    assert!(values(&second.params) == values(&whole.params));
+    assert!(bytes(&second) == bytes(&whole));
 }
 
 #[test]
 fn the_best_evaluation_is_kept_and_patience_ends_the_run() {
-    let (rows, steps) = small();
+    let (rows, steps) = twelve();
     let config: Train = Train {
         // Far too fast: the evaluation gets worse after a few steps.
         update: toml::from_str("[adamw]\nlearning_rate = 0.3\n[schedule.constant]\n").unwrap(),

@@ -1,29 +1,21 @@
 //! Task after task on one pool: who is avoided, what is counted and kept, and what stays to the bit.
 
-use std::{
-    path::Path,
-    sync::{Arc, atomic::AtomicBool},
-};
+use std::path::Path;
 
-use luthier_core::{Model, Result, Row, Seed, StateDict};
-use luthier_model::{Decoder, Precision, Source};
-use luthier_params::{Bound, Params, form::pool::penalties, own, peft};
-use luthier_testkit::golden;
+use luthier_core::{Result, Row, Seed, StateDict};
+use luthier_params::{Bound, form::pool::penalties, own, peft};
 use luthier_train::{Job, Train, checkpoint};
-use luthier_update::{Start, Update};
+use luthier_update::Update;
+
+mod job;
+
+use job::{bytes, job, killed_after, model};
 
 const SIZE: usize = 16;
 
-fn model() -> Arc<dyn Model> {
-    let source = Source::open(&golden::golden("models/llama")).unwrap();
-    Arc::new(Decoder::load(&source, Precision::F32, |_, _| ()).unwrap())
-}
-
 /// A pool whose every variable would move if weight decay were not for chosen entries alone.
 fn bound(more: &str) -> Bound {
-    let text = format!("[pool]\nsize = {SIZE}\nr = 2\n{more}");
-    let params: Params = toml::from_str(&text).unwrap();
-    params.bind(&model(), Seed(5)).unwrap()
+    job::bound(&format!("[pool]\nsize = {SIZE}\nr = 2\n{more}"))
 }
 
 fn config() -> Train {
@@ -46,29 +38,12 @@ fn rows() -> Vec<Row> {
 /// Rounds of three steps, repeated in two epochs; round `i` reads the rows of `tasks[i]`.
 fn run(bound: &Bound, tasks: &[usize], out: &Path, resume: bool) {
     let rows = rows();
-    luthier_train::run(&Job {
-        bound,
-        config: &config(),
-        train: &rows,
-        eval: &[],
-        rounds: tasks.len(),
-        draw: None,
-        teacher: None,
-        order: &|round, _| {
-            (0..3).map(|s| 6 * tasks[round] + 2 * s).map(|i| vec![i, i + 1]).collect()
-        },
-        start: &Start { n_layers: 2, model_params: 1000, ..Start::steps(0) },
-        describe: &|i| format!("row {i}"),
-        export: &|_| Ok(()),
-        sample: &|_| Ok(Vec::new()),
-        stop: &AtomicBool::new(false),
-        out,
-        resume,
-        fingerprint: "test".into(),
-        keep: true,
-        progress: false,
-    })
-    .unwrap();
+    let config = config();
+    let order = |round: usize, _| {
+        (0..3).map(|s| 6 * tasks[round] + 2 * s).map(|i| vec![i, i + 1]).collect()
+    };
+    let job = job(bound, &config, &rows, &order, out);
+    luthier_train::run(&Job { rounds: tasks.len(), resume, ..job }).unwrap();
 }
 
 fn alone(bound: &Bound, task: usize) {
@@ -77,10 +52,6 @@ fn alone(bound: &Bound, task: usize) {
 
 fn numbers(bound: &Bound, name: &str) -> Vec<f32> {
     bound.var(name).unwrap().to_vec1().unwrap()
-}
-
-fn bytes(bound: &Bound) -> Vec<u8> {
-    checkpoint::snapshot(&bound.params).to_safetensors(&[]).unwrap()
 }
 
 /// The numbers of everything an entry has.
@@ -108,7 +79,7 @@ fn saved_and_continued(first: &Bound, more: &str) -> Bound {
     let dir = tempfile::tempdir().unwrap();
     let exact = |name: &str| -> Result<Vec<f32>> { panic!("{name} is no weight of the base") };
     own::save(dir.path(), first, &peft::Base::default(), &exact).unwrap();
-    let saved = own::load(dir.path(), &model(), None, None).unwrap();
+    let saved = own::load(dir.path(), &model("llama"), None, None).unwrap();
     let second = bound(more);
     checkpoint::restore(&second.params, &checkpoint::snapshot(&saved.params), dir.path()).unwrap();
     second
@@ -164,11 +135,7 @@ fn rounds_are_tasks_and_resume_to_the_bit() {
     for at in [1, 5, 6, 7, 11] {
         let (killed, out) = (bound(""), tempfile::tempdir().unwrap());
         run(&killed, &[0, 1], out.path(), false);
-        for (step, dir) in checkpoint::list(out.path()).unwrap() {
-            if step > at {
-                std::fs::remove_dir_all(dir).unwrap();
-            }
-        }
+        killed_after(at, out.path());
         let resumed = bound("");
         run(&resumed, &[0, 1], out.path(), true);
         assert!(bytes(&resumed) == bytes(&whole), "resumed at step {at}: another pool");

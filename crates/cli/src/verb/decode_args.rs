@@ -12,7 +12,7 @@ use luthier_decode::{
 };
 use luthier_recipe::{
     Recipe,
-    decode::{Decode, Source, Template},
+    decode::{CopilotBy, Decode, POLICY, Source, Template},
 };
 
 use crate::verb::model_args::ModelArgs;
@@ -54,6 +54,12 @@ pub struct DecodeArgs {
     /// Draw N answers and give the one that most agree on
     #[arg(long, value_name = "N", conflicts_with_all = ["num_beams", "best_of"])]
     self_consistency: Option<usize>,
+    /// Correct the model's probabilities by a copilot: the folder of a run with [train.copilot]
+    #[arg(long, value_name = "DIR")]
+    copilot: Option<PathBuf>,
+    /// How much of the copilot's corrections; 0 is none [default: as it was trained for]
+    #[arg(long, value_name = "X", requires = "copilot")]
+    lambda: Option<f64>,
     /// Classifier-free guidance: above 1 the answer heeds the prompt more
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     guidance_scale: Option<f32>,
@@ -97,6 +103,10 @@ impl DecodeArgs {
         self.rules(&mut decode);
         self.searches(&mut decode);
         self.guidance(&mut decode)?;
+        if let Some(folder) = &self.copilot {
+            let policy = decode.sources.entry(POLICY.to_string()).or_default();
+            policy.copilot = Some(CopilotBy { folder: folder.clone(), lambda: self.lambda });
+        }
         decode.check().map_err(by_flag)?;
         Ok((given || decode != usual).then_some(decode))
     }

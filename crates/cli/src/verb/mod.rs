@@ -24,6 +24,7 @@ pub mod report;
 pub mod reproduce;
 pub mod run;
 mod sampling_args;
+pub mod score;
 pub mod show;
 pub mod teach;
 pub mod train;

@@ -1,5 +1,6 @@
 //! `luthier probe`: one measurement.
 
+mod confounders;
 mod diversity;
 mod graft;
 mod pair;
@@ -39,6 +40,8 @@ pub struct Args {
 
 #[derive(clap::Subcommand)]
 enum What {
+    /// Which properties of rows a reward follows, such as the length of answers
+    Confounders(confounders::Args),
     /// Of two models and their average, who is right where
     Diversity(diversity::Args),
     /// How much the likelihood of data hangs on each variable of a recipe, for train.update.ewc
@@ -92,6 +95,7 @@ struct Fisher {
 /// Runs the verb.
 pub fn run(args: Args) -> Result<()> {
     match args.what {
+        What::Confounders(args) => confounders::run(args),
         What::Diversity(args) => diversity::run(args),
         What::Fisher(args) => fisher_values(args),
         What::Graft(args) => graft::run(args),

@@ -17,11 +17,7 @@ use luthier_core::{Model, Param, Seed, StateDict, io};
 use luthier_model::{Decoder, Precision, Source, Tokenizer};
 use luthier_params::{Bound, Lora, Params, own, peft};
 use serde_json::{Value, json};
-use support::{Ran, adapter, luthier, pico};
-
-fn run(dir: &Path, line: &str) -> Ran {
-    luthier(dir, &line.split_whitespace().collect::<Vec<_>>(), "")
-}
+use support::{adapter, pico, run};
 
 fn golden(variant: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/lora").join(variant)

@@ -47,6 +47,11 @@ impl Ran {
     }
 }
 
+/// Runs the program in `dir` with the words of a line and nothing on its standard input.
+pub fn run(dir: &Path, line: &str) -> Ran {
+    luthier(dir, &line.split_whitespace().collect::<Vec<_>>(), "")
+}
+
 /// Runs the program in `dir` with `input` on its standard input.
 pub fn luthier(dir: &Path, args: &[&str], input: &str) -> Ran {
     let mut child = Command::new(env!("CARGO_BIN_EXE_luthier"))

@@ -143,6 +143,90 @@ fn pairs_that_say_nothing_are_refused_by_their_line() {
 }
 
 #[test]
+fn every_layout_of_answers_is_refused_by_its_line_where_it_says_nothing() {
+    let work = workplace();
+    let dir = work.path();
+    let said = |role: &str, text: &str| json!({"role": role, "content": text});
+    let chat =
+        |prompt: &str, answer: &str| json!([said("user", prompt), said("assistant", answer)]);
+    let answer = |text: &str| json!([said("assistant", text)]);
+    let long = "a ".repeat(60);
+    // Paired answers: with a prompt or without, as texts or as conversations.
+    let pair = |layout: &str, prompt: &str, a: &str, b: &str| match layout {
+        "texts" => json!({"prompt": prompt, "chosen": a, "rejected": b}),
+        "texts without a prompt" => {
+            json!({"chosen": format!("{prompt} {a}"), "rejected": format!("{prompt} {b}")})
+        }
+        "turns" => {
+            let prompt = json!([said("user", prompt)]);
+            json!({"prompt": prompt, "chosen": answer(a), "rejected": answer(b)})
+        }
+        _ => json!({"chosen": chat(prompt, a), "rejected": chat(prompt, b)}),
+    };
+    let refused = |good: Value, bad: Value, more: &str, words: &[&str]| {
+        fs::write(dir.join("bad.jsonl"), lines(&[good, bad])).unwrap();
+        let line = format!("train --model model --data bad.jsonl --out out {more}");
+        run(dir, &line).refused(&[&["bad.jsonl:2"], words].concat());
+        assert!(!dir.join("out").exists(), "{more}");
+    };
+    let head = "train.params.head.labels=1 train.loss.reward={}";
+    let cut = "max_length=64 data.overlength=truncate";
+    for loss in ["train.loss.dpo={}", "train.loss.cpo={}", "train.loss.orpo={}", head] {
+        for layout in ["texts", "texts without a prompt", "turns", "conversations"] {
+            let good = || pair(layout, "a", "yes", "no");
+            refused(good(), pair(layout, "a", "same", "same"), loss, &[]);
+            let mut tie = pair(layout, "a", "yes", "no");
+            (tie["score_chosen"], tie["score_rejected"]) = (json!(3.0), json!(3.0));
+            refused(good(), tie, loss, &["a tie"]);
+            let words = ["left", "max_length"];
+            let gone = pair(layout, &long, "yes", "no");
+            refused(good(), gone, &format!("{loss} {cut}"), &words);
+            // Equal as far as they are read is equal.
+            let late = |end: &str| format!("{}{end}", "b".repeat(80));
+            let alike = pair(layout, "a", &late("c"), &late("d"));
+            refused(good(), alike, &format!("{loss} {cut}"), &["same tokens"]);
+        }
+        let torn = json!({"prompt": "a", "chosen": "yes"});
+        refused(pair("texts", "a", "yes", "no"), torn, loss, &["rejected"]);
+    }
+    // Single answers: as texts or as conversations.
+    let single = |turns: bool, prompt: &str, label: Value| match turns {
+        false => json!({"prompt": prompt, "completion": "yes", "label": label}),
+        true => {
+            let prompt = json!([said("user", prompt)]);
+            json!({"prompt": prompt, "completion": answer("yes"), "label": label})
+        }
+    };
+    for loss in ["train.loss.kto={group=2}", "train.loss.bco={group=2}"] {
+        for turns in [false, true] {
+            let good = || single(turns, "a", true.into());
+            let words = ["left", "max_length"];
+            let gone = single(turns, &long, false.into());
+            refused(good(), gone, &format!("{loss} {cut}"), &words);
+            for label in [json!("good"), json!(2), Value::Null] {
+                refused(good(), single(turns, "a", label), loss, &["column label"]);
+            }
+        }
+    }
+    // Rewards that are no numbers, and labels that a head does not know.
+    let rewarded = |reward: Value| json!({"prompt": "a", "completion": "yes", "reward": reward});
+    for step in ["weigh={column=\"reward\"}", "rank={column=\"reward\"}"] {
+        let loss = if step.starts_with("rank") { "train.loss.dpo={}" } else { "" };
+        let more = format!("data.steps=[{{{step}}}] {loss}");
+        for reward in [json!("much"), Value::Null] {
+            refused(rewarded(1.0.into()), rewarded(reward), &more, &["column reward"]);
+        }
+    }
+    let labelled = |label: Value| json!({"text": "a film", "label": label});
+    let classes = "train.params.head.labels=3 train.loss.classify={}";
+    for label in [json!(3), json!(-1), json!(0.5)] {
+        refused(labelled(2.into()), labelled(label), classes, &["column label", "from 0 to 2"]);
+    }
+    let chance = "train.params.head.labels=1 train.loss.reward={loss_type=\"bce\"}";
+    refused(labelled(1.into()), labelled(json!(1.5)), chance, &["column label", "from 0 to 1"]);
+}
+
+#[test]
 fn answers_are_wanted_or_not() {
     let work = workplace();
     let dir = work.path();

@@ -23,6 +23,7 @@ use serde_json::Value;
 
 use crate::Step;
 
+pub mod associate;
 pub mod estimate;
 pub mod linear;
 
@@ -66,6 +67,15 @@ fn words() -> usize {
     512
 }
 
+impl Default for Deconfound {
+    /// With no column named.
+    fn default() -> Self {
+        let (folds, ridge, words) = (folds(), ridge(), words());
+        let (outcome, confounders, instruments) = (String::new(), Vec::new(), Vec::new());
+        Deconfound { outcome, confounders, instruments, estimator: None, folds, ridge, words }
+    }
+}
+
 impl Deconfound {
     /// The estimator that is named, or the best that the data allows.
     pub fn estimator(&self) -> Estimator {
@@ -102,7 +112,8 @@ impl Deconfound {
             table.examples.iter().map(|e| number(e, &self.outcome)).collect::<Result<_>>()?;
         let columns = |names: &[String]| -> Result<Matrix> {
             let all = names.iter().map(|name| column(table, name)).collect::<Result<Vec<_>>>()?;
-            Ok(Matrix::of_columns(&all.concat()))
+            let numbers = all.concat().into_iter().map(|(_, numbers)| numbers);
+            Ok(Matrix::of_columns(&numbers.collect::<Vec<_>>()))
         };
         Ok(Log {
             outcome,
@@ -171,9 +182,9 @@ fn number(example: &Example, column: &str) -> Result<f64> {
     })
 }
 
-/// A column as numbers, or as 0/1 columns of its categories but the first; nothing of one with a single
-/// value.
-fn column(table: &Table, name: &str) -> Result<Vec<Vec<f64>>> {
+/// A column as numbers, or as 0/1 columns of its categories but the first, each with a name; nothing of one
+/// with a single value.
+fn column(table: &Table, name: &str) -> Result<Vec<(String, Vec<f64>)>> {
     let text = |example: &Example| match example.columns.get(name) {
         Some(Value::String(text)) => Some(text.clone()),
         _ => None,
@@ -181,7 +192,7 @@ fn column(table: &Table, name: &str) -> Result<Vec<Vec<f64>>> {
     if !table.examples.iter().any(|example| text(example).is_some()) {
         let all = table.examples.iter().map(|e| number(e, name)).collect::<Result<Vec<f64>>>()?;
         let varies = all.windows(2).any(|pair| pair[0] != pair[1]);
-        return Ok(if varies { vec![all] } else { Vec::new() });
+        return Ok(if varies { vec![(name.to_string(), all)] } else { Vec::new() });
     }
     let all = table.examples.iter().map(|example| {
         text(example).ok_or_else(|| {
@@ -191,7 +202,10 @@ fn column(table: &Table, name: &str) -> Result<Vec<Vec<f64>>> {
     });
     let all = all.collect::<Result<Vec<String>>>()?;
     let categories: BTreeSet<&String> = all.iter().collect();
-    let is = |category: &String| all.iter().map(|of| f64::from(u8::from(of == category))).collect();
+    let is = |category: &String| {
+        let is = all.iter().map(|of| f64::from(u8::from(of == category))).collect();
+        (format!("{name}={category}"), is)
+    };
     Ok(categories.into_iter().skip(1).map(is).collect())
 }
 

@@ -8,9 +8,10 @@
 //! | `exp` | `e^(r/τ)` |
 //! | `sigmoid` | `1 / (1 + e^(−r/τ))` |
 //! | `linear` | `r/τ`; a number below 0 is refused |
+//! | `signed` | `r/τ`, below 0 where the number is: such a row is pushed away |
 //! | `top` | 1 for the best `share` of the rows, which alone stay |
 //!
-//! and never more than `most`: an advantage A weighs `e^(A/β)` up to 20 with `tau = β`, `most = 20`. What
+//! and never more than `most` (nor, signed, less than `−most`): an advantage A weighs `e^(A/β)` up to 20 with `tau = β`, `most = 20`. What
 //! a turn counts by itself is multiplied. **Departures**: none; the loss divides by all weights of a step
 //! unless it is told otherwise (`normaliser`).
 
@@ -51,6 +52,7 @@ pub enum By {
     Exp,
     Sigmoid,
     Linear,
+    Signed,
     Top,
 }
 
@@ -104,16 +106,16 @@ impl Weigh {
         let weight = match self.by {
             By::Exp => scaled.exp(),
             By::Sigmoid => 1.0 / (1.0 + (-scaled).exp()),
-            By::Linear => scaled,
+            By::Linear | By::Signed => scaled,
             By::Top => 1.0,
         };
-        let weight = self.most.map_or(weight, |most| weight.min(most)) as f32;
-        if weight >= 0.0 && weight.is_finite() {
+        let weight = self.most.map_or(weight, |most| weight.clamp(-most, most)) as f32;
+        if (weight >= 0.0 || self.by == By::Signed) && weight.is_finite() {
             return Ok(weight);
         }
         let what = format!("column {}: {number} becomes a weight of {weight}", self.column);
         Err(Error::input(example.origin.to_string(), what)
-            .hint("raise tau, set most, or standardise = true; linear takes numbers from 0"))
+            .hint("raise tau, set most, or standardise = true; linear takes numbers from 0, and by = \"signed\" any"))
     }
 }
 
@@ -182,15 +184,17 @@ mod tests {
     fn numbers_become_weights_as_it_says() {
         let of = |more: &str| run(&format!("column = \"reward\"\n{more}"), &[1.0, 0.0, 6.0]);
         let close = |got: Vec<f32>, want: [f64; 3]| {
-            got.iter()
-                .zip(want)
-                .for_each(|(got, want)| assert!((*got as f64 - want).abs() < 1e-5 * want.max(1.0)));
+            got.iter().zip(want).for_each(|(got, want)| {
+                assert!((*got as f64 - want).abs() < 1e-5 * want.abs().max(1.0))
+            });
         };
         close(of("").unwrap(), [std::f64::consts::E, 1.0, 403.428_793]);
         close(of("tau = 2.0\nmost = 20.0").unwrap(), [1.648_721_27, 1.0, 20.0]);
         close(of("tau = 1e12").unwrap(), [1.0, 1.0, 1.0]);
         close(of("by = \"sigmoid\"").unwrap(), [0.731_058_58, 0.5, 0.997_527_38]);
         close(of("by = \"linear\"\ntau = 3.0").unwrap(), [1.0 / 3.0, 0.0, 2.0]);
+        let signed = "column = \"reward\"\nby = \"signed\"\ntau = 2.0\nmost = 1.5";
+        close(run(signed, &[-1.0, 0.5, -9.0]).unwrap(), [-0.5, 0.25, -1.5]);
         // Mean 7/3, deviation 2.6247.
         close(of("standardise = true").unwrap(), [0.601_697, 0.411_066, 4.043_058]);
     }

@@ -3,8 +3,8 @@
 //! `p̃ = p̂ + λ f`: a pilot's probabilities, moved by what a copilot expects their errors to be; numbers
 //! below 0 count as 0, and the rest is made to sum to 1. Logits in and out: `ln p̃`. The first source
 //! gives the pilot's logits, the second `f` where others give logits, for it lies on the scale of
-//! probabilities. **Departures**: (1) no recipe names it, as no recipe trains a copilot: it is for
-//! sources of one's own; (2) where everything would be 0 the pilot alone speaks.
+//! probabilities. A recipe gives a source its copilot, `[decode.sources.NAME.copilot]`, and so has both
+//! in one. **Departures**: where everything would be 0 the pilot alone speaks.
 
 use luthier_core::{Error, Result};
 

@@ -62,7 +62,7 @@ impl Objective for Bco {
                     true => -cost.log_sigmoid() * self.desirable_weight,
                     false => -(-cost).log_sigmoid() * self.undesirable_weight,
                 };
-                (cost, gain.v)
+                (cost, gain.v, gain.v - delta)
             };
             (group.own.iter().map(cost).collect(), vec![("delta", delta)])
         })

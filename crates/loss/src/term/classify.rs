@@ -11,6 +11,7 @@ use super::judged::Judged;
 use crate::{
     Objective, Seen, Terms, Unit,
     pair::answers::{nothing, tell_weighted},
+    told::sure,
 };
 
 /// `[train.loss.classify]`.
@@ -63,8 +64,9 @@ impl Objective for Classify {
             }
             // Of equal scores the first counts, as in torch's argmax.
             let first = scores.iter().position(|score| *score == top);
-            let right = f64::from(u8::from(first == Some(label)));
-            tell_weighted(&mut logs, "accuracy", right, *weight);
+            let right = first == Some(label);
+            tell_weighted(&mut logs, "accuracy", f64::from(u8::from(right)), *weight);
+            sure(&mut logs, (top - log_z).exp(), right, *weight);
         }
         Ok(Terms { sum: judged.charge(total, slopes)?, logs })
     }

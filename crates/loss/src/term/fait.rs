@@ -232,7 +232,8 @@ impl Objective for Fait {
 
 #[cfg(test)]
 mod tests {
-    use luthier_core::{Logits, Piece, Row};
+    use luthier_core::Row;
+    use luthier_testkit::Said;
 
     use super::*;
 
@@ -257,28 +258,6 @@ mod tests {
         assert_eq!(fixed.factor(fixed.rho(-1.0, -9.0), both), 5.0);
         let none = Fait { alpha_line: 0.0, alpha_tok: 0.0, ..Fait::default() };
         assert_eq!(none.factor(0.9, both), 1.0);
-    }
-
-    /// Log-probabilities of every position.
-    struct Said(Vec<f32>);
-
-    impl Logits for Said {
-        fn logp(&mut self, index_m: &[u32], _targets_m: &[u32]) -> Result<Tensor> {
-            let said: Vec<f32> = index_m.iter().map(|i| self.0[*i as usize]).collect();
-            Ok(Tensor::from_vec(said, index_m.len(), &Device::Cpu)?)
-        }
-
-        fn logits(&mut self, _index_m: &[u32]) -> Result<Tensor> {
-            Err(Error::failed("logits", "nobody should ask"))
-        }
-
-        fn hidden(&mut self, _index_m: &[u32]) -> Result<Tensor> {
-            Err(Error::failed("hidden", "nobody should ask"))
-        }
-
-        fn sum(&mut self, _pieces: usize, _piece: &mut Piece) -> Result<Tensor> {
-            Err(Error::failed("sum", "nobody should ask"))
-        }
     }
 
     fn row(tags: &[u8], weight: f32, label: f64) -> Row {
@@ -323,7 +302,7 @@ mod tests {
         let batch = Batch::from_rows(&[row(&[0, 1, 3, 3], 0.5, 0.7), row(&[3, 3], 0.0, 0.0)]);
         let step = crate::Totals::of([&batch]);
         let loss = |fait: &Fait| {
-            let mut said = Said(vec![-1.75; 6]);
+            let mut said = Said(Tensor::new(&[-1.75f32; 6], &Device::Cpu).unwrap());
             let seen = Seen { out: &mut said, teacher: None, batch: &batch, step: &step };
             let sum = fait.terms(seen).unwrap().sum.to_scalar::<f32>().unwrap();
             f64::from(sum) / fait.normaliser(&[&batch])

@@ -27,6 +27,7 @@ use crate::{
         answers::{Answers, counts, nothing, tell, torn},
         dual::Dual,
     },
+    told::sure_of,
 };
 
 /// `[train.loss.kto]`.
@@ -85,8 +86,11 @@ pub(super) fn number(step: &[&Batch], group: usize, mismatched: bool) -> f64 {
     step.iter().map(live).sum()
 }
 
-/// What each row of a group costs and earns, and what the log says of the group.
-pub(super) type Costs = (Vec<(Dual, f64)>, Told);
+/// What a row costs, what it earns, and by how much that is more than where wanted and unwanted rows part.
+pub(super) type Cost = (Dual, f64, f64);
+
+/// The same for each row of a group, and what the log says of the group.
+pub(super) type Costs = (Vec<Cost>, Told);
 
 /// The sum of what the rows of a batch cost. `of` says of a group what each row costs, as a function of
 /// its own log-probability, and what it earns; `told` are numbers for the log, one for every group.
@@ -117,7 +121,7 @@ pub(super) fn charge(
         let own: Vec<(Answer, bool)> = (0..of_own).map(|i| (at(i), wanted(i))).collect();
         let mismatched: Vec<Answer> = (of_own..members.len()).map(at).collect();
         let (costs, told) = of(&Group { own: &own, mismatched: &mismatched });
-        for (i, ((answer, wanted), (cost, reward))) in own.iter().zip(costs).enumerate() {
+        for (i, ((answer, wanted), (cost, reward, lead))) in own.iter().zip(costs).enumerate() {
             total += cost.v;
             slopes[first + i] = cost.d[0];
             let (rewards, logps) = match wanted {
@@ -126,6 +130,9 @@ pub(super) fn charge(
             };
             tell(&mut logs, rewards, reward);
             tell(&mut logs, logps, answer.logp.v);
+            let right = lead != 0.0 && (lead > 0.0) == *wanted;
+            tell(&mut logs, "rewards/accuracies", f64::from(u8::from(right)));
+            sure_of(&mut logs, lead, *wanted, 1.0);
         }
         told.into_iter().for_each(|(name, value)| tell(&mut logs, name, value));
         first += members.len();
@@ -188,7 +195,7 @@ impl Objective for Kto {
                     true => (-(gain - z) * self.beta).sigmoid() * self.desirable_weight,
                     false => ((gain - z) * self.beta).sigmoid() * self.undesirable_weight,
                 };
-                (cost, self.beta * gain.v)
+                (cost, self.beta * gain.v, self.beta * (gain.v - z))
             };
             let told = if mismatched { vec![("kl", z)] } else { Vec::new() };
             (group.own.iter().map(cost).collect(), told)

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Log, Normaliser, Objective, Seen, Terms,
     distribution::{FACETS, NLL, PIECE, RULED_OUT, RuledOut, SMOOTH, SQUARE, facets},
+    normaliser::weight,
 };
 
 /// `[train.loss.nll]`.
@@ -83,6 +84,7 @@ struct Told {
     targets_m: Vec<u32>,
     /// What the sum multiplies each by.
     coefficients_m: Vec<f32>,
+    /// What each counts in the log: the size of its weight.
     weights_m: Vec<f32>,
 }
 
@@ -91,7 +93,8 @@ impl Told {
         let (index_m, coefficients_n) = (batch.trained_m(), normaliser.coefficients_n(batch)?);
         let pick = |of: &[f32]| index_m.iter().map(|i| of[*i as usize]).collect();
         let targets_m = index_m.iter().map(|i| batch.targets_n[*i as usize]).collect();
-        let (coefficients_m, weights_m) = (pick(&coefficients_n), pick(&batch.weights_n));
+        let coefficients_m = pick(&coefficients_n);
+        let weights_m = index_m.iter().map(|i| batch.weights_n[*i as usize].abs()).collect();
         Ok(Told { index_m, targets_m, coefficients_m, weights_m })
     }
 
@@ -144,7 +147,7 @@ impl Objective for Nll {
             return Ok(Terms { sum, logs: vec![Log { name: "nll", sum: 0.0, weight: 0.0 }] });
         }
         match self.of_targets_alone() {
-            true => self.by_targets(out, &told, batch.weight()),
+            true => self.by_targets(out, &told, weight(&told.weights_m)),
             false => self.by_distributions(out, &told, batch),
         }
     }
@@ -207,7 +210,7 @@ impl Nll {
             let sum = (facets_cf * factors_cf)?.sum_all()?;
             Ok(if self.focal_gamma == 0.0 { sum } else { (sum + beyond)? })
         })?;
-        let weight = batch.weight();
+        let weight = weight(&told.weights_m);
         let mut logs = vec![Log { name: "nll", sum: totals[NLL], weight }];
         let more = [
             ("unlikelihood", self.unlikelihood, totals[RULED_OUT]),

@@ -21,6 +21,7 @@ use crate::{
         dual::Dual,
         number,
     },
+    told::sure_of,
 };
 
 /// `[train.loss.reward]`.
@@ -69,6 +70,7 @@ impl Reward {
             slopes.extend(cost.d);
             tell(&mut logs, "accuracy", f64::from(u8::from(c.v > r.v)));
             tell(&mut logs, "margin", c.v - r.v);
+            sure_of(&mut logs, c.v - r.v, true, 1.0);
             tell(&mut logs, "mean_reward", (c.v + r.v) / 2.0);
         }
         Ok(Terms { sum: judged.charge(total, slopes)?, logs })
@@ -99,6 +101,7 @@ impl Reward {
                 _ => {
                     let right = f64::from(u8::from((r.v > 0.0) == (label > 0.5)));
                     tell_weighted(&mut logs, "accuracy", right, *weight);
+                    sure_of(&mut logs, r.v, label > 0.5, *weight);
                 }
             }
         }

@@ -21,7 +21,7 @@ use candle_core::{DType, Device, Tensor};
 use luthier_core::{Batch, Error, Result, nearest::suggest};
 use serde::{Deserialize, Serialize};
 
-use crate::{Log, Loss, Objective, Seen, Terms, Totals};
+use crate::{Log, Loss, Objective, Seen, Terms, Totals, normaliser::weight};
 
 mod focal;
 mod names;
@@ -142,7 +142,7 @@ impl Tasks {
                 continue;
             };
             let at = || format!("example {}", batch.examples_b[row]);
-            let own = positive(of_row.iter().sum(), at)?;
+            let own = positive(of_row.iter().map(|w| w.abs()).sum(), at)?;
             let of_task = || positive(total.weight, || format!("task {task}"));
             let all = step.all.weight;
             let by = match self.mode {
@@ -166,7 +166,7 @@ impl Tasks {
             while batch.rows.range(row).end <= i {
                 row += 1;
             }
-            let weight = f64::from(batch.weights_n[i]);
+            let weight = f64::from(batch.weights_n[i].abs());
             let nll = -weight * f64::from(*logp);
             (all.sum, all.weight) = (all.sum + nll, all.weight + weight);
             if let Some((sum, total)) = tasks.get_mut(batch.tasks_b[row]) {
@@ -215,7 +215,7 @@ impl Objective for Tasks {
     }
 
     fn normaliser(&self, step: &[&Batch]) -> f64 {
-        step.iter().map(|batch| batch.weight()).sum()
+        step.iter().map(|batch| weight(&batch.weights_n)).sum()
     }
 
     fn terms(&self, seen: Seen) -> Result<Terms> {

@@ -5,7 +5,7 @@
 
 use candle_core::{Device, Tensor, Var, backprop::GradStore};
 use luthier_core::{Batch, Logits, Piece, Result, Rng, model::gather_logp};
-use luthier_loss::{Objective, Seen, Teacher, Terms, Totals};
+use luthier_loss::{Given, Objective, Seen, Teacher, Terms, Totals, given};
 
 /// Tokens of the vocabulary.
 pub const VOCAB: usize = 7;
@@ -27,8 +27,7 @@ impl Logits for Table {
 
     fn logits(&mut self, index_m: &[u32]) -> Result<Tensor> {
         self.asked.extend(index_m);
-        let index = Tensor::from_slice(index_m, index_m.len(), &Device::Cpu)?;
-        Ok(self.logits_nv.index_select(&index, 0)?.narrow(1, 0, self.columns)?)
+        Given(self.logits_nv.narrow(1, 0, self.columns)?.contiguous()?).logits(index_m)
     }
 
     fn hidden(&mut self, index_m: &[u32]) -> Result<Tensor> {
@@ -36,11 +35,7 @@ impl Logits for Table {
     }
 
     fn sum(&mut self, pieces: usize, piece: &mut Piece) -> Result<Tensor> {
-        let mut sum = Tensor::new(0f32, &Device::Cpu)?;
-        for i in 0..pieces {
-            sum = (sum + piece(&mut *self, i)?)?;
-        }
-        Ok(sum)
+        given::sum(self, pieces, piece)
     }
 }
 

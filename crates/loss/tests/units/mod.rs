@@ -69,10 +69,12 @@ const OBJECTIVES: &[&str] = &[
     "[tasks]\nmode = \"case4\"",
     "[tasks]\nmode = \"focal_sample\"\nfocal_gamma = 1.5\nfocal_alpha = 0.5",
     "[rationale]\nalpha = 0.3",
+    "[advantage]\nbeta = 0.7",
 ];
 
 /// Settings of `[train]`, which are no objectives.
-const BESIDE: [&str; 4] = ["corrupt", "neftune_noise_alpha", "balance.coba", "balance.famo"];
+const BESIDE: [&str; 5] =
+    ["corrupt", "neftune_noise_alpha", "copilot", "balance.coba", "balance.famo"];
 
 /// Every objective with its text for a name.
 pub fn objectives() -> Vec<(String, Loss)> {

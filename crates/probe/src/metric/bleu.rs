@@ -13,8 +13,7 @@ use std::collections::HashMap;
 use luthier_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-use super::{Metric, Verdict};
-use crate::stats::{Bootstrap, Interval, Score};
+use super::corpus::Corpus;
 
 pub use tokenize::Tokenize;
 pub(super) use tokenize::{space, words};
@@ -69,7 +68,7 @@ impl Default for Bleu {
 
 /// What an answer adds to the sums: its words, the expected words, matches and n-grams by order.
 #[derive(Clone, Debug, Default, PartialEq)]
-struct Counts {
+pub(super) struct Counts {
     answered: f64,
     expected: f64,
     matched: Vec<f64>,
@@ -201,39 +200,34 @@ impl Bleu {
     }
 }
 
-impl Metric for Bleu {
-    fn judge(&self, answer: &str, expected: &str) -> Verdict {
-        Verdict { value: self.sentence(answer, expected) / 100.0, fields: None }
+impl Corpus for Bleu {
+    const NAME: &'static str = "bleu";
+    const UNITS: &'static str = "words";
+    type Counts = Counts;
+
+    fn checked(&self) -> Result<()> {
+        self.check(Self::NAME)
     }
 
-    fn check(&self, at: &str, expected: &str) -> Result<()> {
-        Bleu::check(self, "bleu")?;
-        match expected.trim().is_empty() {
-            true => Err(Error::input(at, "the expected text has no words")),
-            false => Ok(()),
-        }
+    fn counts(&self, answer: &str, expected: &str) -> Counts {
+        Bleu::counts(self, answer, expected)
     }
 
-    fn over(&self, pairs: &[(&str, &str)], bootstrap: &Bootstrap) -> Option<Result<Score>> {
-        let each: Vec<Counts> = pairs.iter().map(|(a, e)| self.counts(a, e)).collect();
-        let over = |draws: &mut dyn Iterator<Item = usize>| {
-            let mut sums = Counts::default();
-            draws.for_each(|i| sums.add(&each[i]));
-            self.of(&sums, self.effective_order)
-        };
-        Some(bootstrap.interval(each.len(), over).map(|ci95| Score {
-            metric: "bleu".to_string(),
-            value: over(&mut (0..each.len())),
-            n: each.len(),
-            ci95,
-            interval: Interval::Bootstrap,
-        }))
+    fn of(&self, each: &[Counts], draws: &mut dyn Iterator<Item = usize>) -> f64 {
+        let mut sums = Counts::default();
+        draws.for_each(|i| sums.add(&each[i]));
+        Bleu::of(self, &sums, self.effective_order)
+    }
+
+    fn sentence(&self, answer: &str, expected: &str) -> f64 {
+        Bleu::sentence(self, answer, expected)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::Metric, *};
+    use crate::stats::Bootstrap;
 
     #[test]
     fn equal_texts_have_100_and_strangers_0() {

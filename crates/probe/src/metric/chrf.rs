@@ -11,10 +11,9 @@ use luthier_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Metric, Verdict,
     bleu::{space, words},
+    corpus::Corpus,
 };
-use crate::stats::{Bootstrap, Interval, Score};
 
 /// `chrf = { word_order = 2 }`
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -48,7 +47,7 @@ impl Default for Chrf {
 }
 
 /// By order: n-grams of the answer, of the expected text, and of both.
-type Counts = Vec<[f64; 3]>;
+pub(super) type Counts = Vec<[f64; 3]>;
 
 fn add(sums: &mut Counts, other: &Counts) {
     sums.resize(other.len(), [0.0; 3]);
@@ -179,39 +178,34 @@ impl Chrf {
     }
 }
 
-impl Metric for Chrf {
-    fn judge(&self, answer: &str, expected: &str) -> Verdict {
-        Verdict { value: self.sentence(answer, expected) / 100.0, fields: None }
+impl Corpus for Chrf {
+    const NAME: &'static str = "chrf";
+    const UNITS: &'static str = "characters";
+    type Counts = Counts;
+
+    fn checked(&self) -> Result<()> {
+        self.check(Self::NAME)
     }
 
-    fn check(&self, at: &str, expected: &str) -> Result<()> {
-        Chrf::check(self, "chrf")?;
-        match expected.trim().is_empty() {
-            true => Err(Error::input(at, "the expected text has no characters")),
-            false => Ok(()),
-        }
+    fn counts(&self, answer: &str, expected: &str) -> Counts {
+        Chrf::counts(self, answer, expected)
     }
 
-    fn over(&self, pairs: &[(&str, &str)], bootstrap: &Bootstrap) -> Option<Result<Score>> {
-        let each: Vec<Counts> = pairs.iter().map(|(a, e)| self.counts(a, e)).collect();
-        let over = |draws: &mut dyn Iterator<Item = usize>| {
-            let mut sums = Counts::new();
-            draws.for_each(|i| add(&mut sums, &each[i]));
-            self.of(&sums)
-        };
-        Some(bootstrap.interval(each.len(), over).map(|ci95| Score {
-            metric: "chrf".to_string(),
-            value: over(&mut (0..each.len())),
-            n: each.len(),
-            ci95,
-            interval: Interval::Bootstrap,
-        }))
+    fn of(&self, each: &[Counts], draws: &mut dyn Iterator<Item = usize>) -> f64 {
+        let mut sums = Counts::new();
+        draws.for_each(|i| add(&mut sums, &each[i]));
+        Chrf::of(self, &sums)
+    }
+
+    fn sentence(&self, answer: &str, expected: &str) -> f64 {
+        Chrf::sentence(self, answer, expected)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::Metric, *};
+    use crate::stats::Bootstrap;
 
     #[test]
     fn recall_counts_four_times_as_much_as_precision() {

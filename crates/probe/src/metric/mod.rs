@@ -3,6 +3,7 @@
 mod bleu;
 mod choice;
 mod chrf;
+mod corpus;
 mod exact_match;
 mod json_match;
 mod nll;

@@ -5,6 +5,7 @@
 mod ngram;
 mod open;
 mod prompts;
+mod rectified;
 mod rules;
 mod vocabulary;
 
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 pub use ngram::Texts;
 pub use open::{Decoding, Job};
+pub use rectified::CopilotBy;
 pub use vocabulary::{compare, words};
 
 /// The table.
@@ -82,6 +84,9 @@ pub struct Source {
     /// For `scaled`: what the model was tuned from, where that is no adapter.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub base: Option<String>,
+    /// Its probabilities are corrected by what was trained beside it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub copilot: Option<CopilotBy>,
     /// In the place of a model: what came next in these texts after the same tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ngram: Option<Texts>,
@@ -102,6 +107,7 @@ impl Default for Source {
             adapter: None,
             scaled: None,
             base: None,
+            copilot: None,
             ngram: None,
             template: Template::Same,
             system: None,
@@ -189,6 +195,7 @@ impl Decode {
                 }
             }
             source.adapter.iter_mut().for_each(|dir| *dir = base.join(&*dir));
+            source.copilot.iter_mut().for_each(|by| by.folder = base.join(&by.folder));
             source.ngram.iter_mut().for_each(|texts| texts.data = base.join(&texts.data));
         }
         let rules = &mut self.constrain;
@@ -231,6 +238,11 @@ impl Source {
         let at = format!("decode.sources.{name}");
         if self.base.is_some() && self.scaled.is_none() {
             return Err(Error::input(format!("{at}.base"), "is for `scaled`, which is not given"));
+        }
+        if self.copilot.is_some() && (self.scaled.is_some() || self.ngram.is_some()) {
+            let what =
+                "contradicts scaled and ngram: a copilot knows the errors of a model as it is";
+            return Err(Error::input(format!("{at}.copilot"), what));
         }
         let Some(texts) = &self.ngram else { return Ok(()) };
         if self.model != POLICY || self.adapter.is_some() || self.scaled.is_some() {

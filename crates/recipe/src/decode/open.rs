@@ -12,7 +12,7 @@ use luthier_decode::{
 };
 use luthier_model::Tokenizer;
 
-use super::{BASE, Decode, POLICY, Source, compare, prompts, rules};
+use super::{BASE, Decode, POLICY, Source, compare, prompts, rectified::Corrector, rules};
 use crate::{Opened, open_for};
 
 /// A source with what gives its logits.
@@ -31,6 +31,8 @@ enum Gives {
     Model(Policy),
     /// A model and what it was tuned from, with what tuning adds to each block, times a number.
     Scaled(Policy, Policy, f64),
+    /// A model whose errors a copilot corrects.
+    Rectified(Policy, Box<Corrector>),
     /// Texts.
     Texts(Ngram),
 }
@@ -285,9 +287,13 @@ impl Member {
             (None, POLICY) => policy.clone(),
             (None, _) => plain,
         };
-        let gives = match source.scaled {
-            None => Gives::Model(bound),
-            Some(alpha) => {
+        let gives = match (source.scaled, &source.copilot) {
+            (None, None) => Gives::Model(bound),
+            (None, Some(by)) => {
+                let by = by.open(&format!("{at}.copilot"), &bound)?;
+                Gives::Rectified(bound, Box::new(by))
+            }
+            (Some(alpha), _) => {
                 Scaled::new(&untuned, &bound, alpha).map_err(|e| Error::within(&at, e))?;
                 Gives::Scaled(bound, untuned, alpha)
             }
@@ -304,7 +310,9 @@ impl Member {
     /// The size of its vocabulary, where it has one of its own.
     fn vocab(&self) -> Option<usize> {
         match &self.gives {
-            Gives::Model(policy) | Gives::Scaled(policy, ..) => Some(policy.model.vocab()),
+            Gives::Model(policy) | Gives::Scaled(policy, ..) | Gives::Rectified(policy, _) => {
+                Some(policy.model.vocab())
+            }
             Gives::Texts(_) => None,
         }
     }
@@ -315,6 +323,7 @@ impl Member {
             Gives::Scaled(policy, base, alpha) => {
                 Box::new(Scaled::new(base, policy, *alpha)?.source(max_batch))
             }
+            Gives::Rectified(policy, by) => Box::new(by.source(policy, max_batch, vocab)),
             Gives::Texts(texts) => {
                 let at = |e| Error::within(format!("decode.sources.{}.ngram", self.name), e);
                 Box::new(texts.source(max_batch, vocab).map_err(at)?)

@@ -52,12 +52,7 @@ pub fn rows(table: &Table, tokenizer: &Tokenizer) -> Result<Vec<Row>> {
 impl Facts {
     /// Facts with their rephrasings, and what shall stay.
     pub fn new(facts: &Table, locality: &Table, tokenizer: &Tokenizer) -> Result<Self> {
-        let other = Table {
-            name: facts.name.clone(),
-            layout: facts.layout.clone(),
-            sha256: facts.sha256.clone(),
-            examples: facts.examples.iter().map(rephrased).collect::<Result<_>>()?,
-        };
+        let other = facts.with(facts.examples.iter().map(rephrased).collect::<Result<_>>()?);
         let (edits, rephrases) = (rows(facts, tokenizer)?, rows(&other, tokenizer)?);
         let locality = rows(locality, tokenizer)?;
         if edits.len() != rephrases.len() {

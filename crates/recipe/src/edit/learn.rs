@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{D, Tensor};
+use candle_core::Tensor;
 use luthier_core::{Batch, Ctx, Error, Hooks, Param, Policy, Result, Row, model::gather_logp};
 use luthier_kernels::threads;
+use luthier_loss::distribution::log_softmax;
 use luthier_update::{Adam, Group, Start, Stepper, Update, schedule::Constant};
 
 use super::{
@@ -142,12 +143,12 @@ pub(super) fn loss(
     let targets = trained_targets(&both);
     let said = gather_logp(&logits_mv.narrow(0, 0, asked)?, &targets[..asked])?;
     let nll = said.mean_all()?.neg()?;
-    let after_mv = log_softmax(&logits_mv.narrow(0, asked, kept)?)?;
+    let after_mv = log_softmax(&logits_mv.narrow(0, asked, kept)?)?.0;
 
     let locality = Batch::from_rows(&episode.locality);
     let mut ctx = Ctx::new(&policy.hooks, locality.rows.clone(), &locality.ids_n);
     let h_md = trained_stream(model, &locality, &mut ctx)?;
-    let before_mv = log_softmax(&model.unembed(&h_md, &mut ctx)?)?.detach();
+    let before_mv = log_softmax(&model.unembed(&h_md, &mut ctx)?)?.0.detach();
     let apart_mv = (before_mv.exp()? * (before_mv - after_mv)?)?;
     let drift = (apart_mv.sum_all()? / kept as f64)?;
 
@@ -159,11 +160,4 @@ pub(super) fn loss(
 
 fn trained(rows: &[Row]) -> usize {
     rows.iter().map(Row::trained).sum()
-}
-
-fn log_softmax(logits_mv: &Tensor) -> Result<Tensor> {
-    let (_m, _v) = logits_mv.dims2()?;
-    let shifted_mv = logits_mv.broadcast_sub(&logits_mv.max_keepdim(D::Minus1)?.detach())?;
-    let log_sum_m1 = shifted_mv.exp()?.sum_keepdim(D::Minus1)?.log()?;
-    Ok(shifted_mv.broadcast_sub(&log_sum_m1)?)
 }

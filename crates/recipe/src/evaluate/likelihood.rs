@@ -53,12 +53,7 @@ pub fn rows(tokenizer: &Tokenizer, table: &Table, limits: &Limits) -> Result<Vec
         return texts(tokenizer, table, limits.max_length);
     }
     // A second answer (the rejected one of a pair) is not what the model ought to find likely.
-    let first = Table {
-        name: table.name.clone(),
-        layout: table.layout.clone(),
-        sha256: table.sha256.clone(),
-        examples: table.examples.iter().map(first_answer).collect(),
-    };
+    let first = table.with(table.examples.iter().map(first_answer).collect());
     let rendered = render_table(&first, tokenizer, &RenderOptions::default())?;
     let rows = rendered.into_iter().map(|r| r.row).collect();
     let origin = |example: usize| first.examples[example].origin.to_string();
@@ -128,6 +123,16 @@ fn measure(policy: &Policy, rows: &[Row], table: &Table, on_done: OnDone) -> Res
 
 /// Every row's own likelihood, in the order of the rows; `on_done` hears of rows.
 pub(super) fn measured(policy: &Policy, rows: &[Row], on_done: OnDone) -> Result<Vec<RowNll>> {
+    in_passes(policy, rows, &|batch| Ok(nll(policy, [batch])?), on_done)
+}
+
+/// What `read` finds in every row of a batch, for all rows in their order; `on_done` hears of rows.
+pub(super) fn in_passes<T: Send>(
+    policy: &Policy,
+    rows: &[Row],
+    read: &(dyn Fn(Batch) -> Result<Vec<T>> + Sync),
+    on_done: OnDone,
+) -> Result<Vec<T>> {
     let placed: Vec<Row>;
     let rows = match policy.hooks.virtual_tokens {
         0 => rows,
@@ -139,15 +144,15 @@ pub(super) fn measured(policy: &Policy, rows: &[Row], on_done: OnDone) -> Result
     let all: Vec<usize> = (0..rows.len()).collect();
     let passes = pack(&all, |row| rows[row].len(), PASS_TOKENS);
     let finished = Mutex::new((0, on_done));
-    let pass = |pass: &Vec<usize>| -> Result<Vec<RowNll>> {
-        let measured = nll(policy, [Batch::from_rows(pass.iter().map(|row| &rows[*row]))])?;
+    let pass = |pass: &Vec<usize>| -> Result<Vec<T>> {
+        let measured = read(Batch::from_rows(pass.iter().map(|row| &rows[*row])))?;
         let (done, on_done) = &mut *finished.lock().unwrap_or_else(PoisonError::into_inner);
         *done += pass.len();
         on_done(*done, rows.len());
         Ok(measured)
     };
     // Whole passes side by side; a pass by itself has all threads.
-    let parts: Vec<Result<Vec<RowNll>>> = match passes.as_slice() {
+    let parts: Vec<Result<Vec<T>>> = match passes.as_slice() {
         [one] => vec![pass(one)],
         several => several.par_iter().map(|one| threads::alone(|| pass(one))).collect(),
     };

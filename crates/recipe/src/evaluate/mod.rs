@@ -7,6 +7,7 @@
 mod answers;
 mod calibration;
 mod choice;
+mod judged;
 mod likelihood;
 mod passing;
 mod ranking;
@@ -28,6 +29,7 @@ use crate::decode::Decoding;
 pub use answers::answers;
 pub use calibration::calibration;
 pub use choice::choice;
+pub use judged::{Judged, judged};
 pub use likelihood::{general, likelihood, rows};
 pub use ranking::{Pair, pairs, ranking};
 

@@ -13,12 +13,14 @@
 //! and draws; (3) gated MLPs and rotations, as everywhere here.
 
 use luthier_core::{Policy, Result, Rng, Row, Seed};
-use luthier_decode::{BeamSampling, Generate, Sampler, TokenText, generate};
+use luthier_decode::{BeamSampling, Generate, Sampler, generate};
 use luthier_probe::{metric::nll, novelty, novelty::auc};
 use luthier_recipe::explore::{Explore, explore};
 
 use crate::{
-    Estimate, Inequality, Lab, Limit, Measured, Paper, Pretraining, Sizes, measure, recipe,
+    Estimate, Inequality, Lab, Limit, Measured, Paper, Pretraining, Sizes,
+    measure::{self, Silent},
+    recipe,
 };
 
 /// The check.
@@ -102,15 +104,6 @@ fn run(lab: &Lab) -> Result<Measured> {
     }
     claims(&mut measured)?;
     Ok(measured)
-}
-
-/// Nobody reads these texts.
-struct Silent;
-
-impl TokenText for Silent {
-    fn decode(&self, _ids: &[u32]) -> String {
-        String::new()
-    }
 }
 
 /// What an arm samples.

@@ -25,14 +25,15 @@ use luthier_loss::{
 
 use crate::{
     Estimate, Inequality, Lab, Limit, Measured, Paper, rates,
-    zoo::train::{adamw, constant, descend},
+    zoo::{
+        labels::drawn,
+        train::{adamw, constant, descend},
+    },
 };
 
 mod bandit;
 
-use bandit::{
-    ACTIONS, choice, contexts, draw, gradient, likelihoods, logps, net, objective_gradient,
-};
+use bandit::{ACTIONS, choice, contexts, gradient, likelihoods, logps, net, objective_gradient};
 
 /// The check.
 pub const PAPER: Paper = Paper {
@@ -127,7 +128,7 @@ impl World {
     fn draws(&self, net: &StateDict, groups: usize, seed: Seed) -> Result<Vec<Vec<Vec<usize>>>> {
         let all = likelihoods(net, &self.trained)?;
         let mut rng = seed.rng();
-        let mut group = |of: &Vec<f64>| (0..N).map(|_| draw(of, &mut rng)).collect::<Vec<usize>>();
+        let mut group = |of: &Vec<f64>| (0..N).map(|_| drawn(of, &mut rng)).collect::<Vec<usize>>();
         Ok(all.iter().map(|of| (0..groups).map(|_| group(of)).collect()).collect())
     }
 

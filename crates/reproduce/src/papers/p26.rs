@@ -26,10 +26,14 @@ use luthier_data::{
         linear::{Matrix, fit, mean},
     },
 };
-use luthier_decode::{Generate, Sampler, TokenText, generate};
+use luthier_decode::{Generate, Sampler, generate};
 use luthier_train::evaluate::refer;
 
-use crate::{Inequality, Lab, Limit, Measured, Paper, Pretraining, Sizes, Small, measure, recipe};
+use crate::{
+    Inequality, Lab, Limit, Measured, Paper, Pretraining, Sizes, Small,
+    measure::{self, Silent},
+    recipe,
+};
 
 /// The check.
 pub const PAPER: Paper = Paper {
@@ -196,14 +200,6 @@ impl Log {
 
 fn row(text: &[u32], example: usize) -> Row {
     measure::row(&[BEGIN], &[text, &[END]].concat(), example)
-}
-
-struct Silent;
-
-impl TokenText for Silent {
-    fn decode(&self, _ids: &[u32]) -> String {
-        String::new()
-    }
 }
 
 /// The shares of texts with either word.

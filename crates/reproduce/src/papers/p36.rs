@@ -12,9 +12,9 @@
 //! **Departures**: (1) the spec's net is of torch's layers: weights and biases here begin as those do;
 //! (2) its second stage, a language model on questions with wrong labels, is not run.
 
-use candle_core::{Device, Tensor, Var};
-use luthier_core::{Batch, Error, Logits, Piece, Result, Rng, Row, Seed, StateDict, batch::Told};
-use luthier_loss::{Objective, Seen, Totals};
+use candle_core::{Tensor, Var};
+use luthier_core::{Batch, Error, Result, Rng, Row, Seed, StateDict, batch::Told};
+use luthier_loss::{Given, Objective, Seen, Totals};
 use luthier_probe::Calibration;
 use luthier_recipe::teacher::{Calib, Fitted, Spoken, fit, likeliest};
 
@@ -22,7 +22,10 @@ use std::sync::Arc;
 
 use crate::{
     Inequality, Lab, Limit, Measured, Paper, recipe,
-    zoo::train::{adamw, constant, descend},
+    zoo::{
+        labels::{Labelled, linear},
+        train::{adamw, constant, descend},
+    },
 };
 
 const PUBLISHED: &str = "recipes/distil/first.toml";
@@ -63,48 +66,22 @@ const STUDENTS: [(&str, &[&str]); 5] = [
 const ACCURACY: &str = "accuracy";
 const ECE: &str = "ECE";
 
-/// Inputs and labels.
-struct Examples {
-    x_nd: Vec<f32>,
-    labels: Vec<u32>,
+/// Examples with a label that nobody can be sure of.
+fn examples(n: usize, weights: &[f64], rng: &mut Rng) -> Labelled {
+    let logits = |x: &[f64]| -> Vec<f64> {
+        let logit = |class: usize| {
+            let of = |(i, x): (usize, &f64)| x * weights[i * CLASSES + class];
+            0.8 * x.iter().enumerate().map(of).sum::<f64>()
+        };
+        (0..CLASSES).map(logit).collect()
+    };
+    Labelled::draw(n, INPUTS, logits, rng)
 }
 
-impl Examples {
-    fn draw(n: usize, weights: &[f64], rng: &mut Rng) -> Self {
-        let (mut x_nd, mut labels) = (Vec::with_capacity(n * INPUTS), Vec::with_capacity(n));
-        for _ in 0..n {
-            let x: Vec<f64> = (0..INPUTS).map(|_| rng.normal()).collect();
-            let logit = |class: usize| {
-                let of = |(i, x): (usize, &f64)| x * weights[i * CLASSES + class];
-                0.8 * x.iter().enumerate().map(of).sum::<f64>()
-            };
-            let e: Vec<f64> = (0..CLASSES).map(|class| logit(class).exp()).collect();
-            let mut left = rng.uniform() * e.iter().sum::<f64>();
-            let drawn = e.iter().position(|e| {
-                left -= e;
-                left < 0.0
-            });
-            labels.push(drawn.unwrap_or(CLASSES - 1) as u32);
-            x_nd.extend(x.iter().map(|x| *x as f32));
-        }
-        Examples { x_nd, labels }
-    }
-
-    fn len(&self) -> usize {
-        self.labels.len()
-    }
-
-    /// An example as a row of one token.
-    fn row(&self, i: usize) -> Row {
-        let (targets, weights) = (vec![self.labels[i]], vec![1.0]);
-        Row { ids: vec![0], targets, weights, example: i, ..Row::default() }
-    }
-
-    fn inputs(&self, chosen: &[usize]) -> Result<Tensor> {
-        let x: Vec<f32> =
-            chosen.iter().flat_map(|i| &self.x_nd[i * INPUTS..][..INPUTS]).copied().collect();
-        Ok(Tensor::from_vec(x, (chosen.len(), INPUTS), &Device::Cpu)?)
-    }
+/// An example as a row of one token.
+fn row(examples: &Labelled, i: usize) -> Row {
+    let (targets, weights) = (vec![examples.labels[i]], vec![1.0]);
+    Row { ids: vec![0], targets, weights, example: i, ..Row::default() }
 }
 
 /// A net with two hidden layers, as torch begins it: all between `±1/√inputs`.
@@ -112,14 +89,9 @@ fn net(width: usize, seed: Seed) -> Result<StateDict> {
     let sizes = [INPUTS, width, width, CLASSES];
     let mut state = StateDict::default();
     for (layer, io) in sizes.windows(2).enumerate() {
-        let mut rng = seed.at(layer as u64).rng();
-        let bound = 1.0 / (io[0] as f64).sqrt();
-        let mut draw = |n: usize| -> Vec<f32> {
-            (0..n).map(|_| (bound * (2.0 * rng.uniform() - 1.0)) as f32).collect()
-        };
-        let (w, b) = (draw(io[0] * io[1]), draw(io[1]));
-        state.insert(format!("{layer}.weight"), Tensor::from_vec(w, (io[0], io[1]), &Device::Cpu)?);
-        state.insert(format!("{layer}.bias"), Tensor::from_vec(b, io[1], &Device::Cpu)?);
+        let [w_io, b_o] = linear(io[0], io[1], &mut seed.at(layer as u64).rng())?;
+        state.insert(format!("{layer}.weight"), w_io);
+        state.insert(format!("{layer}.bias"), b_o);
     }
     Ok(state)
 }
@@ -139,35 +111,10 @@ fn logits(net: &StateDict, x_ni: &Tensor) -> Result<Tensor> {
     Ok(h)
 }
 
-/// The end of a net's pass, one token for each example.
-struct End(Tensor);
-
-impl Logits for End {
-    fn logp(&mut self, index_m: &[u32], targets_m: &[u32]) -> Result<Tensor> {
-        luthier_core::model::gather_logp(&self.logits(index_m)?, targets_m)
-    }
-
-    fn logits(&mut self, index_m: &[u32]) -> Result<Tensor> {
-        Ok(self.0.index_select(&Tensor::from_slice(index_m, index_m.len(), &Device::Cpu)?, 0)?)
-    }
-
-    fn hidden(&mut self, _: &[u32]) -> Result<Tensor> {
-        Err(Error::failed("net", "has no residual stream"))
-    }
-
-    fn sum(&mut self, pieces: usize, piece: &mut Piece) -> Result<Tensor> {
-        let mut sum = Tensor::new(0f32, &Device::Cpu)?;
-        for i in 0..pieces {
-            sum = (sum + piece(&mut *self, i)?)?;
-        }
-        Ok(sum)
-    }
-}
-
 /// Learns `objective` on rows that stand for `examples`.
 fn train(
     start: &StateDict,
-    examples: &Examples,
+    examples: &Labelled,
     rows: &[Row],
     epochs: usize,
     objective: &dyn Objective,
@@ -191,7 +138,7 @@ fn train(
             vars.insert(name, var.as_tensor().clone());
             learned.push((name.to_string(), var));
         }
-        let mut out = End(logits(&vars, &examples.inputs(chosen)?)?);
+        let mut out = Given(logits(&vars, &examples.rows(chosen)?)?);
         let batch = Batch::from_rows(chosen.iter().map(|i| &rows[*i]));
         let step = Totals::of([&batch]);
         let seen = Seen { out: &mut out, teacher: None, batch: &batch, step: &step };
@@ -207,13 +154,13 @@ fn train(
 }
 
 /// The logits of all examples, row by row.
-fn read(net: &StateDict, examples: &Examples) -> Result<Vec<Vec<f32>>> {
+fn read(net: &StateDict, examples: &Labelled) -> Result<Vec<Vec<f32>>> {
     let all: Vec<usize> = (0..examples.len()).collect();
-    Ok(logits(net, &examples.inputs(&all)?)?.to_vec2::<f32>()?)
+    Ok(logits(net, &examples.rows(&all)?)?.to_vec2::<f32>()?)
 }
 
 /// What a teacher says of every example.
-fn speak(net: &StateDict, examples: &Examples) -> Result<Vec<Spoken>> {
+fn speak(net: &StateDict, examples: &Labelled) -> Result<Vec<Spoken>> {
     let said = read(net, examples)?.into_iter().zip(&examples.labels).map(|(logits, label)| {
         let (best, target) = likeliest(logits, *label, TOP);
         let (logps, ids) = best.into_iter().unzip();
@@ -222,7 +169,7 @@ fn speak(net: &StateDict, examples: &Examples) -> Result<Vec<Spoken>> {
     Ok(said.collect())
 }
 
-fn judge(net: &StateDict, examples: &Examples) -> Result<Calibration> {
+fn judge(net: &StateDict, examples: &Labelled) -> Result<Calibration> {
     let answers = read(net, examples)?.into_iter().zip(&examples.labels).map(|(logits, label)| {
         let (best, _) = likeliest(logits, *label, 1);
         (f64::from(best[0].0).exp(), best[0].1 == *label)
@@ -238,14 +185,15 @@ fn run(lab: &Lab) -> Result<Measured> {
             let mut rng = world.split("weights").rng();
             (0..INPUTS * CLASSES).map(|_| 0.9 * rng.normal()).collect()
         };
-        let draw = |name: &str, n| Examples::draw(n, &weights, &mut world.split(name).rng());
+        let draw = |name: &str, n| examples(n, &weights, &mut world.split(name).rng());
         let (train_set, valid, test) =
             (draw("train", 12_000), draw("valid", 1500), draw("test", 4000));
-        let few = Examples {
-            x_nd: train_set.x_nd[..3000 * INPUTS].to_vec(),
+        let few = Labelled {
+            inputs: INPUTS,
+            x: train_set.x[..3000 * INPUTS].to_vec(),
             labels: train_set.labels[..3000].to_vec(),
         };
-        let rows = |of: &Examples| (0..of.len()).map(|i| of.row(i)).collect::<Vec<Row>>();
+        let rows = |of: &Labelled| (0..of.len()).map(|i| row(of, i)).collect::<Vec<Row>>();
         let labels = recipe(LABELS, &[])?;
         let labels = labels.loss.objective()?;
         let order = world.split("order");
@@ -295,8 +243,8 @@ fn run(lab: &Lab) -> Result<Measured> {
 }
 
 /// `c` on examples that the teacher has not seen.
-fn calibrated(teacher: &StateDict, valid: &Examples) -> Result<Fitted> {
-    let rows: Vec<Row> = (0..valid.len()).map(|i| valid.row(i)).collect();
+fn calibrated(teacher: &StateDict, valid: &Labelled) -> Result<Fitted> {
+    let rows: Vec<Row> = (0..valid.len()).map(|i| row(valid, i)).collect();
     fit(Calib::TempProb, &rows, &speak(teacher, valid)?)
 }
 
@@ -349,8 +297,8 @@ mod tests {
         // One class is certain where its weights are large.
         let mut weights = vec![0.0; INPUTS * CLASSES];
         weights[7] = 50.0;
-        let all = Examples::draw(400, &weights, &mut Seed(1).rng());
-        for (x, label) in all.x_nd.chunks(INPUTS).zip(&all.labels) {
+        let all = examples(400, &weights, &mut Seed(1).rng());
+        for (x, label) in all.x.chunks(INPUTS).zip(&all.labels) {
             assert!((x[0] < 0.2 || *label == 7) && (x[0] > -0.2 || *label != 7));
         }
     }

@@ -10,19 +10,22 @@
 //! `p̃ = p̂ + λ f`; the same with the copilot shown another example's `x` (control); and with noisier
 //! labels, `softmax(2 T(x))` of 5000 examples.
 //!
-//! **Departures**: (1) only the first level is run: no copilot of transformer blocks is built, and its
-//! second level asks for one that was pretrained; (2) the weights of `T` are torch's of a linear layer,
+//! **Departures**: (1) only the first level is run: the second asks for a copilot that was pretrained,
+//! and that of `[train.copilot]`, made of transformer blocks, begins from scratch; (2) the weights of `T` are torch's of a linear layer,
 //! times three, without biases; (3) squared error and accuracy are of `p̃` as it is, numbers below 0
 //! included, as the spec's pilot has them.
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Tensor, Var};
 use luthier_core::{Error, Param, Result, Rng, Seed, StateDict, model::gather_logp};
 use luthier_loss::copilot::{distance, errors};
 use luthier_update::{Start, Stepper};
 
 use crate::{
     Inequality, Lab, Limit, Measured, Paper,
-    zoo::train::{adamw, constant},
+    zoo::{
+        labels::{Labelled, linear, softmax},
+        train::{adamw, constant},
+    },
 };
 
 /// The check.
@@ -52,12 +55,6 @@ const CONTROL: &str = "λ = 0.5, another's input";
 const SQUARES: &str = "squared error";
 const ACCURACY: &str = "accuracy";
 
-/// Inputs and labels.
-struct Examples {
-    x_ni: Tensor,
-    labels: Vec<u32>,
-}
-
 /// The net that labels are drawn by.
 struct Truth {
     hidden: Vec<f64>,
@@ -77,28 +74,17 @@ impl Truth {
         Truth { hidden, out: draw(Self::WIDTH * CLASSES, Self::WIDTH), sharp }
     }
 
-    fn draw(&self, n: usize, rng: &mut Rng) -> Result<Examples> {
-        let (mut x_ni, mut labels) = (Vec::with_capacity(n * INPUTS), Vec::with_capacity(n));
-        for _ in 0..n {
-            let x: Vec<f64> = (0..INPUTS).map(|_| rng.normal()).collect();
-            let through = |x: &[f64], w: &[f64], o: usize| -> Vec<f64> {
-                let of = |j: usize| x.iter().enumerate().map(|(i, x)| x * w[i * o + j]).sum();
-                (0..o).map(of).collect()
-            };
+    fn draw(&self, n: usize, rng: &mut Rng) -> Labelled {
+        let through = |x: &[f64], w: &[f64], o: usize| -> Vec<f64> {
+            let of = |j: usize| x.iter().enumerate().map(|(i, x)| x * w[i * o + j]).sum();
+            (0..o).map(of).collect()
+        };
+        let logits = |x: &[f64]| -> Vec<f64> {
             let h: Vec<f64> =
-                through(&x, &self.hidden, Self::WIDTH).iter().map(|h: &f64| h.tanh()).collect();
-            let logits = through(&h, &self.out, CLASSES);
-            let top = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let e: Vec<f64> = logits.iter().map(|l| (self.sharp * (l - top)).exp()).collect();
-            let mut left = rng.uniform() * e.iter().sum::<f64>();
-            let drawn = e.iter().position(|e| {
-                left -= e;
-                left < 0.0
-            });
-            labels.push(drawn.unwrap_or(CLASSES - 1) as u32);
-            x_ni.extend(x.iter().map(|x| *x as f32));
-        }
-        Ok(Examples { x_ni: Tensor::from_vec(x_ni, (n, INPUTS), &Device::Cpu)?, labels })
+                through(x, &self.hidden, Self::WIDTH).iter().map(|h: &f64| h.tanh()).collect();
+            through(&h, &self.out, CLASSES).iter().map(|logit| self.sharp * logit).collect()
+        };
+        Labelled::draw(n, INPUTS, logits, rng)
     }
 }
 
@@ -113,13 +99,7 @@ impl Net {
     fn new(sizes: &[usize], steps: u64, seed: Seed) -> Result<Self> {
         let (mut layers, mut params) = (Vec::new(), Vec::new());
         for (layer, io) in sizes.windows(2).enumerate() {
-            let mut rng = seed.at(layer as u64).rng();
-            let bound = 1.0 / (io[0] as f64).sqrt();
-            let mut draw = |n: usize| -> Vec<f32> {
-                (0..n).map(|_| (bound * (2.0 * rng.uniform() - 1.0)) as f32).collect()
-            };
-            let w_io = Tensor::from_vec(draw(io[0] * io[1]), (io[0], io[1]), &Device::Cpu)?;
-            let b_o = Tensor::from_vec(draw(io[1]), io[1], &Device::Cpu)?;
+            let [w_io, b_o] = linear(io[0], io[1], &mut seed.at(layer as u64).rng())?;
             let both = [Var::from_tensor(&w_io)?, Var::from_tensor(&b_o)?];
             params.push(Param::whole(format!("{layer}.weight"), both[0].clone()));
             params.push(Param::whole(format!("{layer}.bias"), both[1].clone()));
@@ -153,7 +133,7 @@ impl Net {
 }
 
 /// Both after the joint loop; without a copilot the pilot alone.
-fn joint(examples: &Examples, seed: Seed, with_copilot: bool) -> Result<(Net, Net)> {
+fn joint(examples: &Labelled, seed: Seed, with_copilot: bool) -> Result<(Net, Net)> {
     let n = examples.labels.len();
     let steps = n.div_ceil(BATCH);
     let all = (EPOCHS * steps) as u64;
@@ -165,9 +145,7 @@ fn joint(examples: &Examples, seed: Seed, with_copilot: bool) -> Result<(Net, Ne
         seed.split("order").at(epoch as u64).rng().shuffle(&mut order);
         for chosen in order.chunks(BATCH) {
             let labels: Vec<u32> = chosen.iter().map(|i| examples.labels[*i]).collect();
-            let index: Vec<u32> = chosen.iter().map(|i| *i as u32).collect();
-            let index = Tensor::from_vec(index, chosen.len(), &Device::Cpu)?;
-            let x_ni = examples.x_ni.index_select(&index, 0)?;
+            let x_ni = examples.rows(chosen)?;
             let logits_nv = pilot.read(&x_ni)?;
             // The mistake log: what the pilot read and said before it learned from it.
             let (context, log) = (context(&x_ni, &logits_nv)?, errors(&logits_nv, &labels)?);
@@ -200,13 +178,8 @@ fn judged(p_nv: &[Vec<f64>], f_nv: &[Vec<f32>], labels: &[u32], lambda: f64) -> 
 
 /// Softmax of rows.
 fn probabilities(logits_nv: &Tensor) -> Result<Vec<Vec<f64>>> {
-    let softmax = |row: Vec<f32>| {
-        let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let e: Vec<f64> = row.iter().map(|x| f64::from(x - top).exp()).collect();
-        let sum: f64 = e.iter().sum();
-        e.iter().map(|e| e / sum).collect()
-    };
-    Ok(logits_nv.to_vec2::<f32>()?.into_iter().map(softmax).collect())
+    let all = |row: Vec<f32>| softmax(&row.into_iter().map(f64::from).collect::<Vec<f64>>());
+    Ok(logits_nv.to_vec2::<f32>()?.into_iter().map(all).collect())
 }
 
 /// What a pilot and its copilot make of test examples.
@@ -219,16 +192,15 @@ struct Exam {
 }
 
 impl Exam {
-    fn of(pilot: &Net, copilot: &Net, test: Examples) -> Result<Self> {
+    fn of(pilot: &Net, copilot: &Net, test: Labelled) -> Result<Self> {
         let n = test.labels.len();
-        let logits_nv = pilot.read(&test.x_ni)?;
-        let next: Vec<u32> = (0..n).map(|i| ((i + 1) % n) as u32).collect();
-        let next = Tensor::from_vec(next, n, &Device::Cpu)?;
-        let others = test.x_ni.index_select(&next, 0)?;
+        let own = test.rows(&(0..n).collect::<Vec<_>>())?;
+        let others = test.rows(&(1..n).chain([0]).collect::<Vec<_>>())?;
+        let logits_nv = pilot.read(&own)?;
         let said = |x_ni: &Tensor| -> Result<Vec<Vec<f32>>> {
             Ok(copilot.read(&context(x_ni, &logits_nv)?)?.to_vec2()?)
         };
-        let (f_nv, other_nv) = (said(&test.x_ni)?, said(&others)?);
+        let (f_nv, other_nv) = (said(&own)?, said(&others)?);
         Ok(Exam { p_nv: probabilities(&logits_nv)?, f_nv, other_nv, labels: test.labels })
     }
 
@@ -243,12 +215,12 @@ fn run(lab: &Lab) -> Result<Measured> {
         let seeds = Seed(seed).split("copilot");
         for (sharp, n, after) in [(6.0, 12_000, ""), (2.0, 5000, ", noisier labels")] {
             let truth = Truth::new(sharp, &mut seeds.split("truth").rng());
-            let examples = truth.draw(n, &mut seeds.split("train").rng())?;
+            let examples = truth.draw(n, &mut seeds.split("train").rng());
             let (pilot, copilot) = joint(&examples, seeds, true)?;
             let (alone, _) = joint(&examples, seeds, false)?;
             same(&pilot, &alone)?;
             let exam =
-                Exam::of(&pilot, &copilot, truth.draw(TEST, &mut seeds.split("test").rng())?)?;
+                Exam::of(&pilot, &copilot, truth.draw(TEST, &mut seeds.split("test").rng()))?;
             let arms = [
                 (PILOT, exam.with(0.0)),
                 ("λ = 0.3", exam.with(0.3)),
@@ -306,6 +278,8 @@ fn claims(measured: &mut Measured) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::*;
 
     #[test]
@@ -324,7 +298,7 @@ mod tests {
     #[test]
     fn the_pilot_is_the_same_with_and_without() {
         let truth = Truth::new(6.0, &mut Seed(1).rng());
-        let examples = truth.draw(200, &mut Seed(2).rng()).unwrap();
+        let examples = truth.draw(200, &mut Seed(2).rng());
         let (pilot, copilot) = joint(&examples, Seed(3), true).unwrap();
         let (alone, untrained) = joint(&examples, Seed(3), false).unwrap();
         same(&pilot, &alone).unwrap();

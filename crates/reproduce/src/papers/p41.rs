@@ -13,12 +13,17 @@
 //! their tests, is not run: five arms of three seeds take hours on two cores.
 
 use luthier_core::{Policy, Result, Rng, Row, Seed};
-use luthier_decode::{Generate, Sampler, TokenText, generate};
+use luthier_decode::{Generate, Sampler, generate};
 use luthier_params::{Bound, Full, Params};
 use luthier_train::Train;
 use luthier_update::{Schedules, schedule::Constant};
 
-use crate::{Inequality, Lab, Limit, Measured, Paper, Sizes, Small, measure, recipe, stats::mean};
+use crate::{
+    Inequality, Lab, Limit, Measured, Paper, Sizes, Small,
+    measure::{self, Silent},
+    recipe,
+    stats::mean,
+};
 
 /// The check.
 pub const PAPER: Paper = Paper {
@@ -212,15 +217,6 @@ impl Program {
 fn draw(n: usize, seed: Seed) -> Vec<Program> {
     let mut rng = seed.rng();
     (0..n).map(|_| Program::draw(&mut rng)).collect()
-}
-
-/// Nobody reads these texts.
-struct Silent;
-
-impl TokenText for Silent {
-    fn decode(&self, _ids: &[u32]) -> String {
-        String::new()
-    }
 }
 
 /// Greedy continuations.

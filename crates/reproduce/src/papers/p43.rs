@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use luthier_core::{Policy, Result, Row, Rows, Seed};
 use luthier_decode::{
-    Combine, Draft, Generate, Parts, Sampler, Source, TokenText,
+    Combine, Draft, Generate, Parts, Sampler, Source,
     combine::{Emulate, Mixture, log_z},
     generate_from,
     sources::PolicySource,
@@ -26,7 +26,9 @@ use luthier_train::Train;
 use luthier_update::{Schedules, schedule::Linear};
 
 use crate::{
-    Estimate, Inequality, Lab, Limit, Measured, Paper, Pretraining, Sizes, Small, measure, recipe,
+    Estimate, Inequality, Lab, Limit, Measured, Paper, Pretraining, Sizes, Small,
+    measure::{self, Silent},
+    recipe,
 };
 
 /// The check.
@@ -305,15 +307,6 @@ impl Nets {
         measured.add(DRAFTED, STYLE, share(&first));
         measured.add(DRAFTED, RIGHT, share(&right));
         Ok(())
-    }
-}
-
-/// Nobody reads the text.
-struct Silent;
-
-impl TokenText for Silent {
-    fn decode(&self, _ids: &[u32]) -> String {
-        String::new()
     }
 }
 

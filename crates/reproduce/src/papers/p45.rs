@@ -16,7 +16,7 @@
 
 use luthier_core::{Policy, Result, Row, Seed};
 use luthier_decode::{
-    Constrain, Generate, Parts, Sampler, TokenText,
+    Constrain, Generate, Parts, Sampler,
     combine::Identity,
     constrain::{LogitBias, RisingEnd, Seen},
     generate_from,
@@ -25,7 +25,11 @@ use luthier_decode::{
 use luthier_recipe::evaluate::{Pair, ranking};
 use luthier_train::Train;
 
-use crate::{Inequality, Lab, Limit, Measured, Paper, Pretraining, Sizes, Small, measure, recipe};
+use crate::{
+    Inequality, Lab, Limit, Measured, Paper, Pretraining, Sizes, Small,
+    measure::{self, Silent},
+    recipe,
+};
 
 /// The check.
 pub const PAPER: Paper = Paper {
@@ -327,15 +331,6 @@ impl Tests {
         });
         let share = |n: usize| n as f64 / TESTS as f64;
         Ok((share(right.count()), share(form.count())))
-    }
-}
-
-/// Nobody reads the text.
-struct Silent;
-
-impl TokenText for Silent {
-    fn decode(&self, _ids: &[u32]) -> String {
-        String::new()
     }
 }
 

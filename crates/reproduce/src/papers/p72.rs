@@ -21,11 +21,15 @@ use luthier_data::mix::{
     blocks::blocks,
     interleave::{Stopping, draws, probabilities},
 };
-use luthier_decode::{Finish, Generate, TokenText, generate};
+use luthier_decode::{Finish, Generate, generate};
 use luthier_train::Train;
 
 use crate::{
-    Inequality, Lab, Limit, Measured, Paper, Sizes, Small, measure, recipe, stats::mean, zoo::sums,
+    Inequality, Lab, Limit, Measured, Paper, Sizes, Small,
+    measure::{self, Silent},
+    recipe,
+    stats::mean,
+    zoo::sums,
 };
 use language::{BEGIN, COLON, END, INTO, Sentence, TOPICS, f1, lexicon, sentences, text};
 
@@ -255,15 +259,6 @@ fn asked(sentence: &Sentence, lexicon: &[u32]) -> [(Vec<u32>, Vec<u32>); 2] {
     let (e, x) = (sentence.e(), sentence.x(lexicon));
     let prompt = |into: u32, said: &[u32]| [&[BEGIN, into], said, &[COLON]].concat();
     [(prompt(INTO[0], &e), x.clone()), (prompt(INTO[1], &x), e)]
-}
-
-/// Nobody reads these texts.
-struct Silent;
-
-impl TokenText for Silent {
-    fn decode(&self, _ids: &[u32]) -> String {
-        String::new()
-    }
 }
 
 /// Mean F1 and the share of right translations, both ways.

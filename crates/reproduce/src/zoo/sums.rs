@@ -6,9 +6,12 @@
 
 use luthier_core::{Error, Example, Policy, Result, Row, Seed, StateDict, Table, Turn};
 use luthier_data::parts::AnswerWeights;
-use luthier_decode::{Finish, Generate, Sampler, TokenText, generate};
+use luthier_decode::{Finish, Generate, Sampler, generate};
 
-use crate::small::{INITIALIZER_RANGE, Sizes, Small};
+use crate::{
+    measure::Silent,
+    small::{INITIALIZER_RANGE, Sizes, Small},
+};
 
 /// Digits of a problem.
 pub const DIGITS: usize = 6;
@@ -135,15 +138,6 @@ pub fn blank(sizes: Sizes, seed: Seed) -> Result<Small> {
         weights.insert(name, (tensor * wanted)?);
     }
     Small::of(sizes, weights)
-}
-
-/// Nobody reads these texts.
-struct Silent;
-
-impl TokenText for Silent {
-    fn decode(&self, _ids: &[u32]) -> String {
-        String::new()
-    }
 }
 
 /// What a policy says after each prompt, up to its end; nothing where it found none in time.

@@ -10,9 +10,13 @@
 //! draw at every visit. A prompt is never touched, so the token that predicts the first of the answer is
 //! always clean; of a conversation, every trained turn is an answer.
 //!
-//! **Departures**: (1) the mask is a token that the vocabulary has, the padding token unless
-//! `mask_token` says otherwise: no row is added to the tables (the authors name this an alternative).
-//! (2) `drop`, which takes masked positions out of attention, is left out. (3) The authors draw in the
+//! **Departures**: (1) the mask is a row that the tables have, the padding token's unless `mask_token`
+//! says otherwise (the authors name this an alternative): a token that the data do not use, or a row beyond the
+//! tokenizer's last token. With `mask_token_init = "mean"` it begins and learns as a row that is added
+//! ([`super::fresh`]), but for one that the head would have: that is asked for nowhere.
+//! (2) `drop`, which takes masked positions out of attention, is left out: a hidden token is still asked for
+//! what follows it, and attention knows rows, which are read whole, and no tokens that later ones pass over.
+//! (3) The authors draw in the
 //! collator, so that a step's share follows the micro-batch; here it follows the optimizer's step.
 
 use luthier_core::{Error, Result, Row, Seed};
@@ -36,6 +40,19 @@ pub struct Corrupt {
     /// nothing is said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mask_token: Option<MaskToken>,
+    /// What the mask is read as when training begins.
+    pub mask_token_init: MaskInit,
+}
+
+/// What a mask is read as when training begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MaskInit {
+    /// As the token that it is.
+    #[default]
+    Own,
+    /// As the mean of all tokens, like a token that is new.
+    Mean,
 }
 
 /// What stands in the place of what is hidden.
@@ -67,6 +84,7 @@ impl Default for Corrupt {
             noise: Noise::Mask,
             replace_rate: 0.0,
             mask_token: None,
+            mask_token_init: MaskInit::Own,
         }
     }
 }

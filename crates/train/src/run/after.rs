@@ -1,6 +1,9 @@
 //! What is due after a step, and the end of a run.
 
-use std::{path::PathBuf, time::Instant};
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use luthier_core::{Result, StateDict};
 use serde_json::Map;
@@ -8,7 +11,7 @@ use serde_json::Map;
 use super::{Run, named};
 use crate::{
     checkpoint,
-    evaluate::{ece, evaluate},
+    evaluate::{evaluate, next_token},
     log::{self, Line},
     outcome::{Outcome, Stopped},
 };
@@ -48,8 +51,11 @@ impl Run<'_> {
         let (policy, micro_tokens) = (&job.bound.policy, job.config.micro_tokens());
         let objective = self.objective.as_ref();
         let (loss, mut logs) = evaluate(policy, objective, job.teacher, job.eval, micro_tokens)?;
-        if job.config.eval_ece {
-            logs.push(("ece", ece(policy, job.eval, micro_tokens)?));
+        // What the objective itself is sure of has been told.
+        if job.config.eval_ece && !logs.iter().any(|(name, _)| *name == "ece") {
+            let found = next_token(policy, job.eval, micro_tokens)?;
+            logs.retain(|(name, _)| found.iter().all(|(new, _)| new != name));
+            logs.extend(found);
         }
         self.log.write(&Line::Eval(log::Eval {
             step,
@@ -81,14 +87,13 @@ impl Run<'_> {
         self.log.sync()?;
         let (job, best) = (self.job, self.progress.best.map(|(step, _)| step));
         let (bound, course) = (job.bound, &self.course);
-        let dir = checkpoint::save(
-            job.out,
-            &self.progress,
-            bound,
-            course,
-            &mut self.stepper,
-            job.export,
-        )?;
+        let beside = self.beside.as_deref();
+        let export = |dir: &Path| -> Result<()> {
+            beside.map_or(Ok(()), |beside| beside.save(dir))?;
+            (job.export)(dir)
+        };
+        let dir =
+            checkpoint::save(job.out, &self.progress, bound, course, &mut self.stepper, &export)?;
         if let Some(limit) = job.config.save_total_limit {
             checkpoint::prune(job.out, limit, best)?;
         }

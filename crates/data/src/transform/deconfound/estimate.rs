@@ -17,6 +17,17 @@ pub enum Estimator {
     Marginal,
 }
 
+impl Estimator {
+    /// As recipes write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Estimator::Iv => "iv",
+            Estimator::Partial => "partial",
+            Estimator::Marginal => "marginal",
+        }
+    }
+}
+
 /// A log as numbers: one row for each text.
 #[derive(Clone, Debug, Default)]
 pub struct Log {

@@ -118,6 +118,16 @@ pub fn r_squared(y: &[f64], told: &[f64]) -> f64 {
     if total > 0.0 { 1.0 - left / total } else { 0.0 }
 }
 
+/// How far two columns go along, from −1 to 1; 0 where one of them is constant.
+pub fn correlation(x: &[f64], y: &[f64]) -> f64 {
+    let (x_mean, y_mean) = (mean(x), mean(y));
+    let sum = |a: &[f64], a_mean: f64, b: &[f64], b_mean: f64| -> f64 {
+        a.iter().zip(b).map(|(a, b)| (a - a_mean) * (b - b_mean)).sum()
+    };
+    let spread = (sum(x, x_mean, x, x_mean) * sum(y, y_mean, y, y_mean)).sqrt();
+    if spread > 0.0 { sum(x, x_mean, y, y_mean) / spread } else { 0.0 }
+}
+
 /// Of every row, what a fit on the rows of all other folds says; with one fold, a fit on all rows.
 /// Folds are runs of rows that take turns.
 pub fn across_folds(x: &Matrix, y: &[f64], ridge: f64, folds: usize) -> Result<Vec<f64>> {

@@ -5,9 +5,8 @@
 //! for all the others), `D = D(p', q)` and `g_i = ∂D/∂log p_i`, the backward pass is
 //! `∂D/∂x_v = Σ_i g_i 1[v = i] − softmax(x)_v Σ_i g_i`.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor, bail};
+use candle_core::{Tensor, bail};
 use luthier_core::Result;
-use luthier_kernels::{tensor, threads};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -15,6 +14,7 @@ use super::{
     divergence::Measure,
     whole::{NUMBERS, Softmax, likeliest},
 };
+use crate::rows::{self, RowWise};
 
 /// A probability as small as this is as good as none, and its logarithm is still a number.
 const LEAST: f64 = 1e-12;
@@ -93,8 +93,7 @@ pub(super) fn top(
     known_m: Vec<Known>,
     against: Against,
 ) -> Result<Tensor> {
-    let op = Top { targets_m: targets_m.to_vec(), known_m, against };
-    Ok(student_mv.contiguous()?.apply_op1(op)?)
+    rows::alone(student_mv, Top { targets_m: targets_m.to_vec(), known_m, against })
 }
 
 struct Top {
@@ -104,74 +103,42 @@ struct Top {
 }
 
 impl Top {
-    fn check(&self, student: &Shape) -> candle_core::Result<(usize, usize)> {
-        let (m, v) = student.dims2()?;
-        if self.targets_m.len() != m || self.known_m.len() != m {
-            let (targets, known) = (self.targets_m.len(), self.known_m.len());
-            bail!("distil: logits ({m}, {v}), {targets} targets, {known} tokens are known");
-        }
-        let ids = self.known_m.iter().flat_map(|known| &known.ids);
-        match self.targets_m.iter().chain(ids).find(|t| **t as usize >= v) {
-            Some(t) => bail!("distil: token id {t} is beyond {v} logits"),
-            None => Ok((m, v)),
-        }
-    }
-
     fn probabilities(&self, x: &[f32], all: &Softmax, known: &Known) -> Vec<f64> {
         let log_p = |id: &u32| f64::from(x[*id as usize]) - f64::from(all.log_z);
         known.ids.iter().map(|id| log_p(id).exp()).collect()
     }
 }
 
-impl CustomOp1 for Top {
-    fn name(&self) -> &'static str {
-        "distil-top"
+impl RowWise for Top {
+    const NAME: &'static str = "distil-top";
+    const NUMBERS: usize = NUMBERS;
+
+    fn check(&self, m: usize, v: usize) -> candle_core::Result<()> {
+        if self.known_m.len() != m {
+            bail!("distil-top: logits ({m}, {v}), {} tokens are known", self.known_m.len());
+        }
+        let ids = self.known_m.iter().flat_map(|known| &known.ids);
+        rows::tokens(Self::NAME, (m, v), &self.targets_m, ids)
     }
 
-    fn cpu_fwd(&self, s: &CpuStorage, l: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (m, v) = self.check(l.shape())?;
-        let student = tensor::slice(s, l)?;
-        let mut out = vec![0f32; m * NUMBERS];
-        let rows = out.chunks_exact_mut(NUMBERS).zip(student.chunks_exact(v));
-        let rows = rows.zip(self.targets_m.iter().zip(&self.known_m)).collect();
-        threads::for_each(rows, |((out, x), (target, known))| {
-            let all = Softmax::of(x, 1.0);
-            let (apart, _) = self.against.apart(&self.probabilities(x, &all, known), &known.q);
-            let same = known.ids.first() == Some(&(likeliest(x) as u32));
-            let same = f32::from(u8::from(same));
-            out.copy_from_slice(&[all.log_z - x[*target as usize], apart as f32, same]);
-        });
-        Ok((CpuStorage::F32(out), (m, NUMBERS).into()))
+    fn row(&self, i: usize, x: &[f32], _other: &[f32], out: &mut [f32]) {
+        let (known, all) = (&self.known_m[i], Softmax::of(x, 1.0));
+        let (apart, _) = self.against.apart(&self.probabilities(x, &all, known), &known.q);
+        let same = known.ids.first() == Some(&(likeliest(x) as u32));
+        let nll = all.log_z - x[self.targets_m[i] as usize];
+        out.copy_from_slice(&[nll, apart as f32, f32::from(u8::from(same))]);
     }
 
-    fn bwd(
-        &self,
-        student_mv: &Tensor,
-        _res: &Tensor,
-        g: &Tensor,
-    ) -> candle_core::Result<Option<Tensor>> {
-        let (m, v) = self.check(student_mv.shape())?;
-        let mut d = vec![0f32; m * v];
-        tensor::with(student_mv, |student| {
-            tensor::with(g, |g| {
-                let rows = d.chunks_exact_mut(v).zip(student.chunks_exact(v));
-                let rows = rows.zip(self.targets_m.iter().zip(&self.known_m));
-                let rows = rows.zip(g.chunks_exact(NUMBERS)).collect();
-                threads::for_each(rows, |(((d, x), (target, known)), g)| {
-                    let all = Softmax::of(x, 1.0);
-                    let p = self.probabilities(x, &all, known);
-                    let (_, slopes) = self.against.apart(&p, &known.q);
-                    let total: f64 = slopes.iter().sum();
-                    let by = (f64::from(g[0]) - f64::from(g[1]) * total) as f32 / all.sum;
-                    d.iter_mut().zip(&all.e).for_each(|(d, e)| *d = by * e);
-                    d[*target as usize] -= g[0];
-                    for (id, slope) in known.ids.iter().zip(slopes) {
-                        d[*id as usize] += g[1] * slope as f32;
-                    }
-                });
-            })
-        })??;
-        Ok(Some(tensor::from_vec(d, (m, v))?))
+    fn row_backward(&self, i: usize, x: &[f32], _other: &[f32], g: &[f32], d: &mut [f32]) {
+        let (known, all) = (&self.known_m[i], Softmax::of(x, 1.0));
+        let (_, slopes) = self.against.apart(&self.probabilities(x, &all, known), &known.q);
+        let total: f64 = slopes.iter().sum();
+        let by = (f64::from(g[0]) - f64::from(g[1]) * total) as f32 / all.sum;
+        d.iter_mut().zip(&all.e).for_each(|(d, e)| *d = by * e);
+        d[self.targets_m[i] as usize] -= g[0];
+        for (id, slope) in known.ids.iter().zip(slopes) {
+            d[*id as usize] += g[1] * slope as f32;
+        }
     }
 }
 

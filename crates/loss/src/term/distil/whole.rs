@@ -4,14 +4,15 @@
 //! `p = softmax(x / T)`, `r = softmax(z / T)`. With `s_v = p_v ∂D/∂p_v` the backward pass is
 //! `∂D/∂x_v = (s_v − p_v Σ_u s_u) / T`; nothing of the vocabulary's size is kept but both sets of logits.
 
-use candle_core::{CpuStorage, CustomOp2, D, Layout, Shape, Tensor, bail};
+use candle_core::{D, Tensor};
 use luthier_core::{Result, model::gather_logp};
-use luthier_kernels::{
-    math::{exp_sum, max},
-    tensor, threads,
-};
+use luthier_kernels::math::{exp_sum, max};
 
 use super::divergence::Measure;
+use crate::{
+    distribution,
+    rows::{self, RowWise},
+};
 
 /// Numbers per token: `−log p(target)`, the divergence, and the agreement, which has no gradient.
 pub(super) const NUMBERS: usize = 3;
@@ -26,8 +27,7 @@ pub(super) fn whole(
     temperature: f64,
 ) -> Result<Tensor> {
     let op = Whole { targets_m: targets_m.to_vec(), measure, temperature: temperature as f32 };
-    let teacher_mv = teacher_mv.detach().contiguous()?;
-    Ok(student_mv.contiguous()?.apply_op2(&teacher_mv, op)?)
+    rows::beside(student_mv, teacher_mv, op)
 }
 
 /// [`whole`] in plain tensor operations: its oracle.
@@ -39,10 +39,7 @@ pub fn naive_whole(
     [beta, alpha, temperature]: [f64; 3],
 ) -> Result<Tensor> {
     let log_softmax = |logits_mv: &Tensor| -> Result<Tensor> {
-        let logits_mv = (logits_mv / temperature)?;
-        let shifted_mv = logits_mv.broadcast_sub(&logits_mv.max_keepdim(D::Minus1)?.detach())?;
-        let log_sum_m1 = shifted_mv.exp()?.sum_keepdim(D::Minus1)?.log()?;
-        Ok(shifted_mv.broadcast_sub(&log_sum_m1)?)
+        Ok(distribution::log_softmax(&(logits_mv / temperature)?)?.0)
     };
     let kl = |of_mv: &Tensor, from_mv: &Tensor| -> Result<Tensor> {
         Ok((of_mv.exp()? * (of_mv - from_mv)?)?.sum(D::Minus1)?)
@@ -98,20 +95,16 @@ pub(super) fn likeliest(x: &[f32]) -> usize {
     x.iter().position(|x| *x == top).unwrap_or(0)
 }
 
-impl Whole {
-    fn check(&self, student: &Shape, teacher: &Shape) -> candle_core::Result<(usize, usize)> {
-        let (m, v) = student.dims2()?;
-        if teacher.dims2()? != (m, v) || self.targets_m.len() != m {
-            let targets = self.targets_m.len();
-            bail!("distil: logits ({m}, {v}), the teacher's {teacher:?}, {targets} targets");
-        }
-        match self.targets_m.iter().find(|t| **t as usize >= v) {
-            Some(t) => bail!("distil: target id {t} is beyond {v} logits"),
-            None => Ok((m, v)),
-        }
+impl RowWise for Whole {
+    const NAME: &'static str = "distil";
+    const NUMBERS: usize = NUMBERS;
+
+    fn check(&self, m: usize, v: usize) -> candle_core::Result<()> {
+        rows::tokens(Self::NAME, (m, v), &self.targets_m, [])
     }
 
-    fn row(&self, x: &[f32], target: usize, z: &[f32]) -> [f32; NUMBERS] {
+    fn row(&self, i: usize, x: &[f32], z: &[f32], out: &mut [f32]) {
+        let target = self.targets_m[i] as usize;
         let by = 1.0 / self.temperature;
         let (p, r) = (Softmax::of(x, self.temperature), Softmax::of(z, self.temperature));
         let mut apart = 0.0;
@@ -125,11 +118,11 @@ impl Whole {
         };
         // Rounding may make a little less than 0 of it.
         let apart = if apart < 0.0 { 0.0 } else { apart as f32 };
-        [nll, apart, f32::from(u8::from(likeliest(x) == likeliest(z)))]
+        out.copy_from_slice(&[nll, apart, f32::from(u8::from(likeliest(x) == likeliest(z)))]);
     }
 
-    /// The gradient of `g·nll + k·D`.
-    fn row_backward(&self, x: &[f32], target: usize, z: &[f32], [g, k]: [f32; 2], d: &mut [f32]) {
+    fn row_backward(&self, i: usize, x: &[f32], z: &[f32], g: &[f32], d: &mut [f32]) {
+        let (g, k, target) = (g[0], g[1], self.targets_m[i] as usize);
         let by = 1.0 / self.temperature;
         let (p, r) = (Softmax::of(x, self.temperature), Softmax::of(z, self.temperature));
         if k != 0.0 {
@@ -147,54 +140,6 @@ impl Whole {
             d.iter_mut().zip(&p.e).for_each(|(d, e)| *d += g * (e / p.sum));
             d[target] -= g;
         }
-    }
-}
-
-impl CustomOp2 for Whole {
-    fn name(&self) -> &'static str {
-        "distil"
-    }
-
-    fn cpu_fwd(
-        &self,
-        s1: &CpuStorage,
-        l1: &Layout,
-        s2: &CpuStorage,
-        l2: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (m, v) = self.check(l1.shape(), l2.shape())?;
-        let (student, teacher) = (tensor::slice(s1, l1)?, tensor::slice(s2, l2)?);
-        let mut out = vec![0f32; m * NUMBERS];
-        let rows = out.chunks_exact_mut(NUMBERS).zip(&self.targets_m);
-        let rows = rows.zip(student.chunks_exact(v).zip(teacher.chunks_exact(v))).collect();
-        threads::for_each(rows, |((out, target), (x, z))| {
-            out.copy_from_slice(&self.row(x, *target as usize, z));
-        });
-        Ok((CpuStorage::F32(out), (m, NUMBERS).into()))
-    }
-
-    fn bwd(
-        &self,
-        student_mv: &Tensor,
-        teacher_mv: &Tensor,
-        _res: &Tensor,
-        g: &Tensor,
-    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        let (m, v) = self.check(student_mv.shape(), teacher_mv.shape())?;
-        let mut d = vec![0f32; m * v];
-        tensor::with(student_mv, |student| {
-            tensor::with(teacher_mv, |teacher| {
-                tensor::with(g, |g| {
-                    let rows =
-                        d.chunks_exact_mut(v).zip(&self.targets_m).zip(g.chunks_exact(NUMBERS));
-                    let given = student.chunks_exact(v).zip(teacher.chunks_exact(v));
-                    threads::for_each(rows.zip(given).collect(), |(((d, target), g), (x, z))| {
-                        self.row_backward(x, *target as usize, z, [g[0], g[1]], d);
-                    });
-                })
-            })
-        })???;
-        Ok((Some(tensor::from_vec(d, (m, v))?), None))
     }
 }
 

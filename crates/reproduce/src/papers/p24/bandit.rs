@@ -1,11 +1,9 @@
-//! A bandit with contexts: one choice of a hundred, by a small net, asked through the objectives of
+//! A bandit with contexts: one choice of a hundred, by a small net, given through the objectives of
 //! `luthier_loss`.
 
 use candle_core::{D, Device, Tensor, Var};
-use luthier_core::{
-    Batch, Error, Logits, Piece, Result, Rng, Row, Seed, StateDict, model::gather_logp,
-};
-use luthier_loss::{Objective, Seen, Totals};
+use luthier_core::{Batch, Error, Result, Rng, Row, Seed, StateDict};
+use luthier_loss::{Given, Objective, Seen, Totals};
 
 /// Choices, and numbers of a context.
 pub const ACTIONS: usize = 100;
@@ -75,18 +73,6 @@ pub fn likelihoods(net: &StateDict, contexts: &Tensor) -> Result<Vec<Vec<f64>>> 
     Ok(logps(net, contexts)?.into_iter().map(exp).collect())
 }
 
-/// A draw from likelihoods.
-pub fn draw(likelihoods: &[f64], rng: &mut Rng) -> usize {
-    let mut left = rng.uniform();
-    for (action, likelihood) in likelihoods.iter().enumerate() {
-        left -= likelihood;
-        if left < 0.0 {
-            return action;
-        }
-    }
-    likelihoods.len() - 1
-}
-
 /// The choice of an action in a context, as a row of one token.
 pub fn choice(context: usize, action: usize, reference: f64) -> Row {
     Row {
@@ -96,32 +82,6 @@ pub fn choice(context: usize, action: usize, reference: f64) -> Row {
         example: context,
         reference,
         ..Row::default()
-    }
-}
-
-/// The end of a forward pass: what the net says where each row chooses.
-struct Asked(Tensor);
-
-impl Logits for Asked {
-    fn logp(&mut self, index_m: &[u32], targets_m: &[u32]) -> Result<Tensor> {
-        gather_logp(&self.logits(index_m)?, targets_m)
-    }
-
-    fn logits(&mut self, index_m: &[u32]) -> Result<Tensor> {
-        let index = Tensor::from_slice(index_m, index_m.len(), &Device::Cpu)?;
-        Ok(self.0.index_select(&index, 0)?)
-    }
-
-    fn hidden(&mut self, index_m: &[u32]) -> Result<Tensor> {
-        self.logits(index_m)
-    }
-
-    fn sum(&mut self, pieces: usize, piece: &mut Piece) -> Result<Tensor> {
-        let mut sum = Tensor::new(0f32, &Device::Cpu)?;
-        for i in 0..pieces {
-            sum = (sum + piece(&mut *self, i)?)?;
-        }
-        Ok(sum)
     }
 }
 
@@ -155,8 +115,8 @@ pub fn objective_gradient(
     let of: Vec<u32> = rows.iter().map(|row| row.example as u32).collect();
     gradient(net, contexts, |logits_ka| {
         let index = Tensor::from_slice(&of, of.len(), &Device::Cpu)?;
-        let mut asked = Asked(logits_ka.index_select(&index, 0)?);
-        let seen = Seen { out: &mut asked, teacher: None, batch: &batch, step: &step };
+        let mut given = Given(logits_ka.index_select(&index, 0)?);
+        let seen = Seen { out: &mut given, teacher: None, batch: &batch, step: &step };
         Ok((objective.terms(seen)?.sum / by)?)
     })
 }
