@@ -123,7 +123,7 @@ fn measure(policy: &Policy, rows: &[Row], table: &Table, on_done: OnDone) -> Res
 
 /// Every row's own likelihood, in the order of the rows; `on_done` hears of rows.
 pub(super) fn measured(policy: &Policy, rows: &[Row], on_done: OnDone) -> Result<Vec<RowNll>> {
-    in_passes(policy, rows, &|batch| Ok(nll(policy, [batch])?), on_done)
+    in_passes(policy, rows, &|batch| nll(policy, [batch]), on_done)
 }
 
 /// What `read` finds in every row of a batch, for all rows in their order; `on_done` hears of rows.
