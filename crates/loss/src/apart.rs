@@ -82,6 +82,7 @@ impl RowWise for Apart {
 mod tests {
     use candle_core::{Device, Var};
     use luthier_core::Seed;
+    use luthier_testkit::random;
 
     use super::*;
 
@@ -107,18 +108,15 @@ mod tests {
         assert_eq!(kl(&[0.5, 0.5], &[1.0, 0.0]), f32::INFINITY);
     }
 
-    fn random(m: usize, v: usize, seed: u64) -> Tensor {
-        let mut rng = Seed(seed).rng();
-        let values: Vec<f32> = (0..m * v).map(|_| 3.0 * rng.normal() as f32).collect();
-        Tensor::from_vec(values, (m, v), &Device::Cpu).unwrap()
-    }
-
     #[test]
     fn numbers_and_gradients_are_those_of_plain_tensor_operations() {
         for (m, v) in [(1, 2), (7, 33), (3, 1000)] {
-            let (x, reference) = (Var::from_tensor(&random(m, v, 1)).unwrap(), random(m, v, 2));
+            let (x, reference) = (
+                Var::from_tensor(&random((m, v), 3.0, Seed(1))).unwrap(),
+                random((m, v), 3.0, Seed(2)),
+            );
             let targets: Vec<u32> = (0..m).map(|i| (i * 5 % v) as u32).collect();
-            let by = random(m, 2, 3);
+            let by = random((m, 2), 3.0, Seed(3));
             let run = |f: fn(&Tensor, &[u32], &Tensor) -> Result<Tensor>| {
                 let out = f(&x, &targets, &reference).unwrap();
                 let sum = (&out * &by).unwrap().sum_all().unwrap();
@@ -135,7 +133,7 @@ mod tests {
 
     #[test]
     fn where_both_agree_there_is_no_gradient_and_none_ever_reaches_the_reference() {
-        let (x, reference) = (random(4, 50, 1), random(4, 50, 2));
+        let (x, reference) = (random((4, 50), 3.0, Seed(1)), random((4, 50), 3.0, Seed(2)));
         let gradient = |x: &Tensor, reference: &Tensor| {
             let (x, r) = (Var::from_tensor(x).unwrap(), Var::from_tensor(reference).unwrap());
             let kl_m = apart(&x, &[0; 4], &r).unwrap().narrow(1, 1, 1).unwrap();
@@ -150,9 +148,9 @@ mod tests {
 
     #[test]
     fn shapes_that_do_not_fit_are_refused() {
-        let x = random(2, 5, 1);
+        let x = random((2, 5), 3.0, Seed(1));
         assert!(apart(&x, &[0], &x).is_err());
         assert!(apart(&x, &[0, 5], &x).is_err());
-        assert!(apart(&x, &[0, 1], &random(2, 4, 1)).is_err());
+        assert!(apart(&x, &[0, 1], &random((2, 4), 3.0, Seed(1))).is_err());
     }
 }

@@ -177,14 +177,9 @@ impl RowWise for Facets {
 mod tests {
     use candle_core::{Device, Var};
     use luthier_core::Seed;
+    use luthier_testkit::random;
 
     use super::*;
-
-    fn random(m: usize, v: usize, seed: u64) -> Tensor {
-        let mut rng = Seed(seed).rng();
-        let values: Vec<f32> = (0..m * v).map(|_| 3.0 * rng.normal() as f32).collect();
-        Tensor::from_vec(values, (m, v), &Device::Cpu).unwrap()
-    }
 
     /// Values and gradients of `Σ by·of(x)`.
     fn run(x: &Var, by: &Tensor, of: &dyn Fn(&Tensor) -> Result<Tensor>) -> [Vec<f32>; 2] {
@@ -205,7 +200,7 @@ mod tests {
     #[test]
     fn numbers_and_gradients_are_those_of_plain_tensor_operations() {
         for (m, v) in [(1, 2), (7, 33), (3, 1000)] {
-            let x = Var::from_tensor(&random(m, v, 1)).unwrap();
+            let x = Var::from_tensor(&random((m, v), 3.0, Seed(1))).unwrap();
             let targets: Vec<u32> = (0..m).map(|i| (i * 5 % v) as u32).collect();
             let tokens: Vec<u32> = (0..v as u32).step_by(3).collect();
             let runs_m = (0..m).map(|i| 0..tokens.len().min(i * 4)).collect();
@@ -218,7 +213,8 @@ mod tests {
                 let want = run(&x, &by, &|x| naive_facets(x, &targets, &ruled_out));
                 near(&got, &want, &format!("({m}, {v}) {facet}"));
             }
-            let (by, other) = (random(m, 1, 3).squeeze(1).unwrap(), random(m, v, 2));
+            let (by, other) =
+                (random((m, 1), 3.0, Seed(3)).squeeze(1).unwrap(), random((m, v), 3.0, Seed(2)));
             let got = run(&x, &by, &|x| divergence(x, &other));
             near(&got, &run(&x, &by, &|x| naive_divergence(x, &other)), "divergence");
         }
@@ -250,7 +246,10 @@ mod tests {
 
     #[test]
     fn a_distribution_is_not_apart_from_itself_and_the_other_gets_no_gradient() {
-        let (x, other) = (Var::from_tensor(&random(4, 50, 1)).unwrap(), random(4, 50, 2));
+        let (x, other) = (
+            Var::from_tensor(&random((4, 50), 3.0, Seed(1))).unwrap(),
+            random((4, 50), 3.0, Seed(2)),
+        );
         let r = Var::from_tensor(&other).unwrap();
         let store = divergence(&x, &r).unwrap().sum_all().unwrap().backward().unwrap();
         assert!(store.get(&r).is_none());
@@ -263,11 +262,11 @@ mod tests {
 
     #[test]
     fn shapes_that_do_not_fit_are_refused() {
-        let x = random(2, 5, 1);
+        let x = random((2, 5), 3.0, Seed(1));
         let none = RuledOut::default;
         assert!(facets(&x, &[0], none()).is_err() && facets(&x, &[0, 5], none()).is_err());
         let beyond = RuledOut { tokens: vec![9], runs_m: vec![0..1, 0..0] };
         assert!(facets(&x, &[0, 1], beyond).is_err());
-        assert!(divergence(&x, &random(2, 4, 1)).is_err());
+        assert!(divergence(&x, &random((2, 4), 3.0, Seed(1))).is_err());
     }
 }

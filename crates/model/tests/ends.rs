@@ -5,14 +5,12 @@ use std::{collections::BTreeMap, sync::Arc};
 use candle_core::{Device, Tensor, Var};
 use luthier_core::{At, Ctx, Gradient, Hook, Hooks, Model, Result, Rows, Seed, SiteId};
 use luthier_model::{Decoder, Precision, Source};
-use luthier_testkit::{assert_close, assert_same_bits, golden};
+use luthier_testkit::{self as testkit, assert_close, assert_same_bits, golden};
 
 const TOKENS: usize = 150;
 
 fn random(name: &str, dims: &[usize]) -> Tensor {
-    let mut rng = Seed(5).split(name).rng();
-    let numbers = (0..dims.iter().product()).map(|_| rng.normal() as f32);
-    Tensor::from_vec(numbers.collect::<Vec<f32>>(), dims, &Device::Cpu).unwrap()
+    testkit::random(dims, 1.0, Seed(5).split(name))
 }
 
 type Gradients = BTreeMap<String, Tensor>;

@@ -8,7 +8,7 @@ use luthier_core::{
     SiteInfo, SiteKind,
 };
 use luthier_model::{Decoder, Precision, Source};
-use luthier_testkit::{assert_close, assert_same_bits, golden};
+use luthier_testkit::{self as testkit, assert_close, assert_same_bits, golden};
 
 /// `y += s · x Aᵀ Bᵀ` in tensor operations.
 struct Low(LowRank);
@@ -30,9 +30,7 @@ struct Opaque;
 impl Hook for Opaque {}
 
 fn random(name: &str, dims: &[usize], scale: f64) -> Tensor {
-    let mut rng = Seed(11).split(name).rng();
-    let numbers = (0..dims.iter().product()).map(|_| (rng.normal() * scale) as f32);
-    Tensor::from_vec(numbers.collect::<Vec<f32>>(), dims, &Device::Cpu).unwrap()
+    testkit::random(dims, scale, Seed(11).split(name))
 }
 
 /// A model with whatever learns in it.

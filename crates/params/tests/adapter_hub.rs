@@ -1,5 +1,6 @@
 //! Folders of adapter-hub: read to the same logits, or refused by the key that says otherwise.
 
+mod narrow;
 #[allow(dead_code, reason = "every test file uses a part of it")]
 mod whole;
 
@@ -11,36 +12,9 @@ use luthier_params::{
     form::bottleneck::{LearnedScaling, NonLinearity, Scaling, hub},
 };
 use luthier_testkit::{assert_close, assert_same_bits, golden, load_tensors};
+use narrow::{IDS, model, params, phm, rows, small};
 use serde_json::json;
 use whole::{SMALL, Whole, logits, shake};
-
-const IDS: [u32; 9] = [3, 1, 4, 1, 5, 9, 2, 6, 5];
-
-fn rows() -> Arc<Rows> {
-    Arc::new(Rows::new(&[5, 1, 3], |_| 0))
-}
-
-fn model() -> Arc<dyn Model> {
-    Arc::new(Whole::random(SMALL))
-}
-
-/// What [`double`] says.
-fn small() -> Bottleneck {
-    Bottleneck {
-        reduction_factor: 2.0,
-        non_linearity: NonLinearity::Gelu,
-        scaling: Scaling::By(0.7),
-        ..Bottleneck::default()
-    }
-}
-
-fn phm() -> Phm {
-    Phm { division: 2, ..Phm::default() }
-}
-
-fn params(bottleneck: Bottleneck) -> Params {
-    Params { bottleneck: Some(bottleneck), ..Params::default() }
-}
 
 /// The tensors of an adapter-hub folder for two layers of width 8.
 fn hub_folder(

@@ -1,5 +1,6 @@
 //! Bottleneck adapters and Compacter: the published facts, by hand, and passes side by side.
 
+mod narrow;
 #[allow(dead_code, reason = "every test file uses a part of it")]
 mod whole;
 
@@ -12,35 +13,8 @@ use luthier_params::{
     form::bottleneck::{InitWeights, LearnedScaling, NonLinearity, Scaling, kronecker_sum},
 };
 use luthier_testkit::{Fake, Shape, assert_close, assert_gradients, assert_same_bits};
-use whole::{Bare, SMALL, Seen, Sizes, Whole, logits, noise, shake, vars};
-
-const IDS: [u32; 9] = [3, 1, 4, 1, 5, 9, 2, 6, 5];
-
-fn rows() -> Arc<Rows> {
-    Arc::new(Rows::new(&[5, 1, 3], |_| 0))
-}
-
-fn model() -> Arc<dyn Model> {
-    Arc::new(Whole::random(SMALL))
-}
-
-/// Narrow width 4, divisible by 2.
-fn small() -> Bottleneck {
-    Bottleneck {
-        reduction_factor: 2.0,
-        non_linearity: NonLinearity::Gelu,
-        scaling: Scaling::By(0.7),
-        ..Bottleneck::default()
-    }
-}
-
-fn phm() -> Phm {
-    Phm { division: 2, ..Phm::default() }
-}
-
-fn params(bottleneck: Bottleneck) -> Params {
-    Params { bottleneck: Some(bottleneck), ..Params::default() }
-}
+use narrow::{IDS, model, params, phm, rows, small};
+use whole::{Bare, SMALL, Seen, Sizes, Whole, assert_apart, logits, noise, shake, vars};
 
 fn matrices<const N: usize>(values: &[[[f32; 2]; 2]; N]) -> Tensor {
     Tensor::new(values, &Device::Cpu).unwrap()
@@ -224,17 +198,11 @@ fn serial_adapters_read_the_output_and_parallel_ones_the_stream_before_the_norm(
 fn parallel_adapters_keep_passes_apart() {
     let bound = params(Bottleneck { parallel: true, ..small() }).bind(&model(), Seed(1)).unwrap();
     shake(&bound);
-    let text = |i: u32| -> Vec<u32> { (0..7 + i % 3).map(|t| (i * 5 + t * 3) % 17).collect() };
-    let run = |i: u32| logits(&bound.policy, &text(i), &Arc::new(Rows::single(text(i).len())));
-    let alone: Vec<Tensor> = (0..8).map(run).collect();
-    let together: Vec<Tensor> = std::thread::scope(|scope| {
-        let threads: Vec<_> =
-            (0..8).map(|i| scope.spawn(move || (0..5).fold(None, |_, _| Some(run(i))))).collect();
-        threads.into_iter().map(|t| t.join().unwrap().unwrap()).collect()
+    assert_apart(|i| {
+        let n = 7 + i % 3;
+        let text: Vec<u32> = (0..n).map(|t| ((i * 5 + t * 3) % 17) as u32).collect();
+        logits(&bound.policy, &text, &Arc::new(Rows::single(n)))
     });
-    for (got, want) in together.iter().zip(&alone) {
-        assert_same_bits("pass", got, want);
-    }
 }
 
 #[test]

@@ -1,25 +1,19 @@
 //! A copilot sees what was there before a token and nothing after, and is what was saved.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use luthier_core::Seed;
 use luthier_params::copilot::{Copilot, HEAD, Sizes, States};
-use luthier_testkit::gradient::assert_gradients;
+use luthier_testkit::{assert_gradients, random};
 
 const SIZES: Sizes = Sizes { layers: 4, width: 8, heads: 2, vocab: 6, pilot_width: 5 };
 const N: usize = 7;
 /// Positions of targets: two turns.
 const AT: [u32; 4] = [2, 3, 5, 6];
 
-fn random(m: usize, n: usize, seed: u64) -> Tensor {
-    let mut rng = Seed(seed).rng();
-    let values: Vec<f32> = (0..m * n).map(|_| rng.normal() as f32).collect();
-    Tensor::from_vec(values, (m, n), &Device::Cpu).unwrap()
-}
-
 fn copilot() -> Copilot {
     let copilot = Copilot::new(SIZES, Seed(1)).unwrap();
     let head = copilot.params().into_iter().find(|p| p.name == HEAD).unwrap();
-    head.var.set(&random(6, 8, 2)).unwrap();
+    head.var.set(&random((6, 8), 1.0, Seed(2))).unwrap();
     copilot
 }
 
@@ -38,8 +32,8 @@ fn changed(t: &Tensor, row: usize) -> Tensor {
 
 #[test]
 fn nothing_that_comes_later_reaches_a_correction() {
-    let (copilot, errors) = (copilot(), random(4, 6, 3));
-    let pooled = [random(N, 5, 4), random(N, 5, 5)];
+    let (copilot, errors) = (copilot(), random((4, 6), 1.0, Seed(3)));
+    let pooled = [random((N, 5), 1.0, Seed(4)), random((N, 5), 1.0, Seed(5))];
     let before = corrections(&copilot, &errors, &pooled);
     for position in 0..N {
         for half in 0..2 {
@@ -64,8 +58,8 @@ fn nothing_that_comes_later_reaches_a_correction() {
 
 #[test]
 fn its_gradients_are_slopes() {
-    let (copilot, errors) = (copilot(), random(4, 6, 3));
-    let pooled = [random(N, 5, 4), random(N, 5, 5)];
+    let (copilot, errors) = (copilot(), random((4, 6), 1.0, Seed(3)));
+    let pooled = [random((N, 5), 1.0, Seed(4)), random((N, 5), 1.0, Seed(5))];
     let vars: Vec<_> = copilot.params().into_iter().map(|p| p.var).collect();
     assert_gradients("copilot", &vars, |_| {
         let aligned = copilot.align(&pooled)?;
@@ -77,7 +71,7 @@ fn its_gradients_are_slopes() {
 
 #[test]
 fn streams_are_pooled_over_blocks_and_the_embedding_is_kept_apart() {
-    let all: Vec<Tensor> = (0..4).map(|i| random(N, 5, 10 + i)).collect();
+    let all: Vec<Tensor> = (0..4).map(|i| random((N, 5), 1.0, Seed(10 + i))).collect();
     let mut states = States::default();
     all.iter().for_each(|h| states.take(h).unwrap());
     let [x, mean] = states.pooled().unwrap();
@@ -94,8 +88,8 @@ fn streams_are_pooled_over_blocks_and_the_embedding_is_kept_apart() {
 
 #[test]
 fn what_was_saved_corrects_the_same_and_what_was_not_is_refused() {
-    let (copilot, errors) = (copilot(), random(4, 6, 3));
-    let pooled = [random(N, 5, 4), random(N, 5, 5)];
+    let (copilot, errors) = (copilot(), random((4, 6), 1.0, Seed(3)));
+    let pooled = [random((N, 5), 1.0, Seed(4)), random((N, 5), 1.0, Seed(5))];
     let dir = tempfile::tempdir().unwrap();
     let missing = Copilot::open(dir.path()).err().unwrap();
     assert!(missing.to_string().contains("is no copilot") && missing.exit_code() == 2, "{missing}");

@@ -102,7 +102,7 @@ impl Fake {
                     continue;
                 }
                 let near = if name == "model.norm.weight" { 1.0 } else { 0.0 };
-                fake.weights.insert(name.clone(), random(seed.split(&name), &dims, near));
+                fake.weights.insert(name.clone(), around(near, dims, 0.5, seed.split(&name)));
             }
         }
         fake
@@ -189,13 +189,6 @@ fn parameters(info: &SiteInfo) -> Vec<(String, Vec<usize>)> {
         SiteKind::Norm { d } => vec![weight(vec![d])],
         SiteKind::Activation { .. } => Vec::new(),
     }
-}
-
-fn random(seed: Seed, dims: &[usize], near: f64) -> Tensor {
-    let mut rng = seed.rng();
-    let len: usize = dims.iter().product();
-    let values: Vec<f32> = (0..len).map(|_| (near + 0.5 * rng.normal()) as f32).collect();
-    Tensor::from_vec(values, dims, &Device::Cpu).expect("as many values as the shape has places")
 }
 
 impl Model for Fake {

@@ -12,7 +12,7 @@ use candle_core::{DType, Device, Tensor};
 use luthier_core::{Cache, Ctx, Model, Policy, Rows, Seed, SiteKind, SiteMap, StateDict};
 use luthier_params::{Bound, Lora, Params, Pool, Scope, form::pool::Modulator};
 use luthier_testkit::{Fake, Shape, assert_close, assert_same_bits};
-use whole::{Bare, SMALL, Whole, logits, noise, shake};
+use whole::{Bare, SMALL, Whole, assert_apart, logits, noise, shake};
 
 const TEXTS: [&[u32]; 4] = [&[3, 1, 4, 1, 5], &[9], &[2, 6, 5], &[12, 11, 12, 10]];
 
@@ -225,19 +225,10 @@ fn what_is_far_from_every_key_is_not_modulated() {
 #[test]
 fn passes_side_by_side_do_not_mix() {
     let bound = aimed(small(), &model());
-    let run = |i: usize| {
+    assert_apart(|i| {
         let text = TEXTS[i % 4].repeat(1 + i / 4);
         logits(&bound.policy, &text, &Arc::new(Rows::single(text.len())))
-    };
-    let alone: Vec<Tensor> = (0..8).map(run).collect();
-    let together: Vec<Tensor> = std::thread::scope(|scope| {
-        let threads: Vec<_> =
-            (0..8).map(|i| scope.spawn(move || (0..5).fold(None, |_, _| Some(run(i))))).collect();
-        threads.into_iter().map(|t| t.join().unwrap().unwrap()).collect()
     });
-    for (got, want) in together.iter().zip(&alone) {
-        assert_same_bits("pass", got, want);
-    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ use luthier_core::{
     SiteMap,
 };
 use luthier_params::Bound;
-use luthier_testkit::load_tensors;
+use luthier_testkit::{assert_same_bits, load_tensors};
 
 const EPS: f64 = 1e-6;
 const THETA: f64 = 10_000.0;
@@ -396,5 +396,19 @@ impl Hook for Seen {
     fn after(&self, _at: &At, x: &Tensor, y: Tensor) -> Result<Tensor> {
         self.0.lock().unwrap().push((x.detach(), y.detach()));
         Ok(y)
+    }
+}
+
+/// Asserts that passes side by side, as evaluation runs them, give what each gives alone.
+pub fn assert_apart(run: impl Fn(usize) -> Tensor + Sync) {
+    let alone: Vec<Tensor> = (0..8).map(&run).collect();
+    let again = |i: usize| (0..5).fold(None, |_, _| Some(run(i)));
+    let together: Vec<Tensor> = std::thread::scope(|scope| {
+        let again = &again;
+        let threads: Vec<_> = (0..8).map(|i| scope.spawn(move || again(i))).collect();
+        threads.into_iter().map(|t| t.join().unwrap().unwrap()).collect()
+    });
+    for (got, want) in together.iter().zip(&alone) {
+        assert_same_bits("pass", got, want);
     }
 }

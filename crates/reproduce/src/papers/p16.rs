@@ -24,8 +24,8 @@ use luthier_train::{Gradients, Sums, Train};
 use luthier_update::{Start, Stepper};
 
 use crate::{
-    Estimate, Inequality, Lab, Limit, Measured, Paper, Pretraining, Sizes, Small, measure, rates,
-    recipe, stats::mean,
+    Estimate, Inequality, Lab, Limit, Measured, Paper, Pretraining, Sizes, Small, measure,
+    rates::Chosen, recipe, stats::mean,
 };
 
 mod numbers;
@@ -97,20 +97,12 @@ fn run(lab: &Lab) -> Result<Measured> {
     let mut measured = Measured::default();
     measured.add("before", RECALL, recall);
     measured.add("before", KEPT, kept);
-    let mut chosen: Vec<(&str, &'static str)> = Vec::new();
+    let mut chosen = Chosen::default();
     for seed in lab.seeds() {
         let data = Data::new(Seed(seed));
         for arm in ARMS {
             let at = |rate| Run::of(lab, &base, arm, rate, seed, &data, &known);
-            let rate = chosen.iter().find(|(of, _)| *of == arm).map(|(_, rate)| *rate);
-            let run = match rate {
-                Some(rate) => at(rate)?,
-                None => {
-                    let (rate, best) = rates::best(&RATES, |run: &Run| run.dev, at)?;
-                    chosen.push((arm, rate));
-                    best
-                }
-            };
+            let run = chosen.run(arm, &RATES, |run: &Run| run.dev, at)?;
             lab.say(&format!(
                 "seed {seed}, {arm} at {}: {:.3} right, facts recalled {:.3}",
                 run.rate, run.target, run.recall
@@ -129,8 +121,7 @@ fn run(lab: &Lab) -> Result<Measured> {
         measured.add(arm, HELD, held.kib());
     }
     claims(&mut measured, &held)?;
-    let at: Vec<String> = chosen.iter().map(|(arm, rate)| format!("{arm} {rate}")).collect();
-    measured.note(format!("rates: {}", at.join(", ")));
+    measured.note(chosen.note());
     measured.note(TRIED);
     measured.note(format!(
         "beside what is counted, LIFT holds the positions of its entries ({:.0} KiB) and, for a \

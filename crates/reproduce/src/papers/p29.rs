@@ -31,8 +31,8 @@ use luthier_params::{
 use luthier_train::Train;
 
 use crate::{
-    Inequality, Lab, Limit, Measured, Paper, Pretraining, Sizes, Small, measure, rates, recipe,
-    stats::mean,
+    Inequality, Lab, Limit, Measured, Paper, Pretraining, Sizes, Small, measure, rates::Chosen,
+    recipe, stats::mean,
 };
 
 mod motifs;
@@ -94,7 +94,7 @@ fn run(lab: &Lab) -> Result<Measured> {
     let base = lab.pretrained(&how)?;
 
     let mut measured = Measured::default();
-    let mut chosen: Vec<(&str, &'static str)> = Vec::new();
+    let mut chosen = Chosen::default();
     for seed in lab.seeds() {
         let data = Data::new(Seed(seed));
         let before = measure::loss(&base.policy()?, &data.base)?;
@@ -109,15 +109,7 @@ fn run(lab: &Lab) -> Result<Measured> {
         for arm in ARMS {
             let at = |rate| Run::of(lab, &base, arm, rate, seed, &data);
             let of = if matches!(arm, FREE | STRONG) { SARA } else { arm };
-            let rate = chosen.iter().find(|(arm, _)| *arm == of).map(|(_, rate)| *rate);
-            let run = match rate {
-                Some(rate) => at(rate)?,
-                None => {
-                    let (rate, best) = rates::best(&RATES, |run: &Run| -run.dev, at)?;
-                    chosen.push((arm, rate));
-                    best
-                }
-            };
+            let run = chosen.run(of, &RATES, |run: &Run| -run.dev, at)?;
             lab.say(&format!(
                 "seed {seed}, {arm} at {}: style loss {:.3}, base loss {:.3}",
                 run.rate, run.style, run.base
@@ -130,8 +122,7 @@ fn run(lab: &Lab) -> Result<Measured> {
         }
     }
     claims(&mut measured)?;
-    let at: Vec<String> = chosen.iter().map(|(arm, rate)| format!("{arm} {rate}")).collect();
-    measured.note(format!("rates: {}", at.join(", ")));
+    measured.note(chosen.note());
     Ok(measured)
 }
 

@@ -5,22 +5,17 @@ use std::collections::BTreeMap;
 use candle_core::Device;
 use luthier_core::{Row, Seed, model::Piece};
 use luthier_loss::copilot::distance;
+use luthier_testkit::random;
 
 use super::*;
 
 const SIZES: Sizes = Sizes { layers: 4, width: 12, heads: 3, vocab: 7, pilot_width: 5 };
 
-fn random(dims: (usize, usize), seed: Seed) -> Tensor {
-    let mut rng = seed.rng();
-    let values: Vec<f32> = (0..dims.0 * dims.1).map(|_| rng.normal() as f32).collect();
-    Tensor::from_vec(values, dims, &Device::Cpu).unwrap()
-}
-
 /// A copilot whose head is not 0, so that every variable has a gradient.
 fn net(sizes: Sizes) -> Net {
     let net = Net::new(sizes, Seed(1)).unwrap();
     let head = net.params().into_iter().find(|p| p.name == HEAD).unwrap();
-    head.var.set(&(random((sizes.vocab, sizes.width), Seed(2)) * 0.3).unwrap()).unwrap();
+    head.var.set(&(random((sizes.vocab, sizes.width), 1.0, Seed(2)) * 0.3).unwrap()).unwrap();
     net
 }
 
@@ -37,8 +32,8 @@ fn what_is_pulled_back_by_hand_is_the_gradient_of_the_formula() {
     let n = PIECE + 9;
     let at: Vec<u32> = (2..n as u32).filter(|t| !(40..44).contains(t)).collect();
     let net = net(SIZES);
-    let pooled = [random((n, 5), Seed(3)), random((n, 5), Seed(4))];
-    let logits = random((at.len(), 7), Seed(5));
+    let pooled = [random((n, 5), 1.0, Seed(3)), random((n, 5), 1.0, Seed(4))];
+    let logits = random((at.len(), 7), 1.0, Seed(5));
     let targets: Vec<u32> = at.iter().map(|t| t % 7).collect();
     let errors_mv = errors(&logits, &targets).unwrap();
 
@@ -98,7 +93,7 @@ fn rows(seed: Seed) -> Batch {
 
 fn show(learner: &mut Learner, batch: &Batch, seed: Seed) -> BTreeMap<&'static str, f64> {
     for stream in 0..3 {
-        learner.stream(&random((batch.n(), 5), seed.at(stream))).unwrap();
+        learner.stream(&random((batch.n(), 5), 1.0, seed.at(stream))).unwrap();
     }
     learner.end(batch, &mut Even(7)).unwrap();
     learner.step().unwrap().into_iter().collect()
@@ -125,7 +120,7 @@ fn an_error_that_follows_from_the_one_before_is_learned_and_no_other() {
     assert!(last["copilot_loss"] < 0.8 * even, "{last:?}");
 
     let batch = rows(Seed(99));
-    let pooled = [random((batch.n(), 5), Seed(7)), random((batch.n(), 5), Seed(8))];
+    let pooled = [random((batch.n(), 5), 1.0, Seed(7)), random((batch.n(), 5), 1.0, Seed(8))];
     let (mut follows, mut drawn) = (0.0, 0.0);
     for row in 0..batch.rows.b() {
         let range = batch.rows.range(row);

@@ -147,14 +147,9 @@ impl RowWise for Whole {
 mod tests {
     use candle_core::{Device, Var};
     use luthier_core::Seed;
+    use luthier_testkit::random;
 
     use super::{super::Divergence, *};
-
-    fn random(m: usize, v: usize, seed: u64) -> Tensor {
-        let mut rng = Seed(seed).rng();
-        let values: Vec<f32> = (0..m * v).map(|_| 3.0 * rng.normal() as f32).collect();
-        Tensor::from_vec(values, (m, v), &Device::Cpu).unwrap()
-    }
 
     #[test]
     fn numbers_and_gradients_are_those_of_plain_tensor_operations() {
@@ -169,7 +164,11 @@ mod tests {
         ];
         for ((divergence, beta), temperature) in all.into_iter().zip([1.0, 0.7, 2.0].repeat(3)) {
             let (m, v) = (5, 61);
-            let (x, z, by) = (random(m, v, 1), random(m, v, 2), random(m, NUMBERS, 3));
+            let (x, z, by) = (
+                random((m, v), 3.0, Seed(1)),
+                random((m, v), 3.0, Seed(2)),
+                random((m, NUMBERS), 3.0, Seed(3)),
+            );
             let x = Var::from_tensor(&x).unwrap();
             let targets: Vec<u32> = (0..m).map(|i| (i * 7 % v) as u32).collect();
             let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
@@ -191,7 +190,7 @@ mod tests {
 
     #[test]
     fn who_agrees_with_the_teacher_learns_nothing_and_shapes_are_looked_at() {
-        let x = Var::from_tensor(&random(3, 40, 4)).unwrap();
+        let x = Var::from_tensor(&random((3, 40), 3.0, Seed(4))).unwrap();
         for divergence in [Divergence::ForwardKl, Divergence::ReverseKl, Divergence::Js] {
             let out = whole(&x, &[1, 2, 3], &x, divergence.measure(0.5, 0.1), 1.0).unwrap();
             let rows = out.to_vec2::<f32>().unwrap();
@@ -202,6 +201,8 @@ mod tests {
         }
         assert!(whole(&x, &[1, 2], &x, Measure::Forward, 1.0).is_err());
         assert!(whole(&x, &[1, 2, 40], &x, Measure::Forward, 1.0).is_err());
-        assert!(whole(&x, &[1, 2, 3], &random(3, 39, 1), Measure::Forward, 1.0).is_err());
+        assert!(
+            whole(&x, &[1, 2, 3], &random((3, 39), 3.0, Seed(1)), Measure::Forward, 1.0).is_err()
+        );
     }
 }

@@ -68,13 +68,9 @@ fn narrow(rows: usize, cols: usize, at: impl Fn(usize, usize) -> f64) -> Result<
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use luthier_testkit::random;
 
-    fn random(name: &str, rows: usize, cols: usize) -> Tensor {
-        let mut rng = Seed(3).split(name).rng();
-        let values: Vec<f32> = (0..rows * cols).map(|_| rng.normal() as f32).collect();
-        Tensor::from_vec(values, (rows, cols), &Device::Cpu).unwrap()
-    }
+    use super::*;
 
     fn square(x: &Tensor) -> f64 {
         f64::from(x.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap())
@@ -120,7 +116,7 @@ mod tests {
     #[test]
     fn the_first_columns_are_reproduced_by_an_orthonormal_basis() {
         for (o, i) in [(6, 9), (9, 6)] {
-            let w = random("w", o, i);
+            let w = random((o, i), 1.0, Seed(3).split("w"));
             let pair = triangular(&w, 3).unwrap();
             let first = |x: &Tensor| x.narrow(1, 0, 3).unwrap().contiguous().unwrap();
             assert!(square(&(first(&w) - first(&product(&pair, 1.0))).unwrap()) < 1e-10);

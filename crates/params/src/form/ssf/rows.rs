@@ -170,15 +170,12 @@ impl CustomOp3 for ScaleShift {
 mod tests {
     use candle_core::Var;
     use luthier_core::Seed;
-    use luthier_testkit::assert_close;
+    use luthier_testkit::{self as testkit, assert_close};
 
     use super::*;
 
     fn random(name: &str, dims: &[usize]) -> Var {
-        let mut rng = Seed(3).split(name).rng();
-        let n: usize = dims.iter().product();
-        let values: Vec<f32> = (0..n).map(|_| rng.normal() as f32).collect();
-        Var::from_tensor(&Tensor::from_vec(values, dims, &Device::Cpu).unwrap()).unwrap()
+        Var::from_tensor(&testkit::random(dims, 1.0, Seed(3).split(name))).unwrap()
     }
 
     fn naive(y: &Tensor, scale: Option<&Tensor>, shift: Option<&Tensor>) -> Tensor {
