@@ -1,7 +1,6 @@
 //! What `luthier plan` says of groups of variables and of rounds, what a run then does, and what the
 //! Fisher probe gives it.
 
-#[allow(dead_code, reason = "every test file uses a part of it")]
 mod support;
 
 use std::{fs, path::Path};

@@ -1,6 +1,5 @@
 //! What a head of labels says of rows, as a user asks it; and which properties of rows a reward follows.
 
-#[allow(dead_code, reason = "every test file uses a part of it")]
 mod support;
 
 use std::{fs, path::Path};

@@ -1,5 +1,7 @@
 //! A model small enough for a test, in a folder, and the built program to run on it.
 
+#![allow(dead_code, reason = "every test file uses a part of it")]
+
 use std::{
     io::Write,
     path::{Path, PathBuf},
