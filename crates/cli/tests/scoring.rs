@@ -39,7 +39,7 @@ fn workplace() -> tempfile::TempDir {
 fn evaluated(dir: &Path, out: &str) -> Value {
     let text = fs::read_to_string(dir.join(out).join("metrics.jsonl")).unwrap();
     let all = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    all.filter(|line| line["eval_loss"].is_number()).next_back().unwrap()
+    all.rfind(|line| line["eval_loss"].is_number()).unwrap()
 }
 
 fn told(ran: &Ran) -> Vec<Value> {
@@ -211,7 +211,7 @@ fn a_reward_is_asked_whom_it_follows() {
     let dir = work.path();
     // Two for `right`, a tenth for each character more, and nothing for the shift, which is longer.
     let row = |i: usize| {
-        let (right, night) = (i % 2 == 0, i * i % 7 < 2);
+        let (right, night) = (i.is_multiple_of(2), i * i % 7 < 2);
         let filler = "z".repeat(3 + i * 7 % 11 + if night { 12 } else { 0 });
         let answer = format!("{} {filler}", if right { "right" } else { "wrong" });
         let reward = if right { 2.0 } else { 0.0 } + answer.len() as f64 / 10.0;

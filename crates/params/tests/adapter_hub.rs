@@ -6,15 +6,15 @@ mod whole;
 
 use std::{path::Path, sync::Arc};
 
-use luthier_core::{Model, Rows, Seed, StateDict};
+use luthier_core::{Model, Seed, StateDict};
 use luthier_params::{
-    Bottleneck, Bound, Params, Phm,
-    form::bottleneck::{LearnedScaling, NonLinearity, Scaling, hub},
+    Bottleneck, Bound,
+    form::bottleneck::{LearnedScaling, Scaling, hub},
 };
 use luthier_testkit::{assert_close, assert_same_bits, golden, load_tensors};
 use narrow::{IDS, model, params, phm, rows, small};
 use serde_json::json;
-use whole::{SMALL, Whole, logits, shake};
+use whole::{Whole, logits, shake};
 
 /// The tensors of an adapter-hub folder for two layers of width 8.
 fn hub_folder(

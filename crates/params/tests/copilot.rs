@@ -1,6 +1,6 @@
 //! A copilot sees what was there before a token and nothing after, and is what was saved.
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use luthier_core::Seed;
 use luthier_params::copilot::{Copilot, HEAD, Sizes, States};
 use luthier_testkit::{assert_gradients, random};

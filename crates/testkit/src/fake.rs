@@ -17,6 +17,8 @@ use luthier_core::{
     Affine, Ctx, Error, Held, Model, Result, Seed, SiteId, SiteInfo, SiteKind, SiteMap,
 };
 
+use crate::random::around;
+
 const EPS: f64 = 1e-6;
 
 /// Sizes of a [`Fake`].

@@ -155,7 +155,7 @@ fn train(
 
 /// The logits of all examples, row by row.
 fn read(net: &StateDict, examples: &Labelled) -> Result<Vec<Vec<f32>>> {
-    let all: Vec<usize> = (0..examples.len()).collect();
+    let all: Vec<usize> = (0..examples.labels.len()).collect();
     Ok(logits(net, &examples.rows(&all)?)?.to_vec2::<f32>()?)
 }
 
@@ -193,7 +193,7 @@ fn run(lab: &Lab) -> Result<Measured> {
             x: train_set.x[..3000 * INPUTS].to_vec(),
             labels: train_set.labels[..3000].to_vec(),
         };
-        let rows = |of: &Labelled| (0..of.len()).map(|i| row(of, i)).collect::<Vec<Row>>();
+        let rows = |of: &Labelled| (0..of.labels.len()).map(|i| row(of, i)).collect::<Vec<Row>>();
         let labels = recipe(LABELS, &[])?;
         let labels = labels.loss.objective()?;
         let order = world.split("order");
@@ -244,7 +244,7 @@ fn run(lab: &Lab) -> Result<Measured> {
 
 /// `c` on examples that the teacher has not seen.
 fn calibrated(teacher: &StateDict, valid: &Labelled) -> Result<Fitted> {
-    let rows: Vec<Row> = (0..valid.len()).map(|i| row(valid, i)).collect();
+    let rows: Vec<Row> = (0..valid.labels.len()).map(|i| row(valid, i)).collect();
     fit(Calib::TempProb, &rows, &speak(teacher, valid)?)
 }
 

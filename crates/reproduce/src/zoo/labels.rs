@@ -31,11 +31,6 @@ impl Labelled {
         Labelled { inputs, x: all, labels }
     }
 
-    /// How many.
-    pub fn len(&self) -> usize {
-        self.labels.len()
-    }
-
     /// The chosen rows, `(n, inputs)`.
     pub fn rows(&self, chosen: &[usize]) -> Result<Tensor> {
         let of = |i: &usize| &self.x[i * self.inputs..][..self.inputs];

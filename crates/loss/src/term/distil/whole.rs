@@ -145,7 +145,7 @@ impl RowWise for Whole {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{Device, Var};
+    use candle_core::Var;
     use luthier_core::Seed;
     use luthier_testkit::random;
 
