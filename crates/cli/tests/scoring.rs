@@ -38,7 +38,7 @@ fn workplace() -> tempfile::TempDir {
 /// What the last evaluation of a run said.
 fn evaluated(dir: &Path, out: &str) -> Value {
     let text = fs::read_to_string(dir.join(out).join("metrics.jsonl")).unwrap();
-    let all = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let mut all = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     all.rfind(|line| line["eval_loss"].is_number()).unwrap()
 }
 
