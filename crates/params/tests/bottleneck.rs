@@ -14,7 +14,7 @@ use luthier_params::{
 };
 use luthier_testkit::{Fake, Shape, assert_close, assert_gradients, assert_same_bits};
 use narrow::{IDS, model, params, phm, rows, small};
-use whole::{Bare, SMALL, Seen, Sizes, Whole, assert_apart, logits, noise, shake, vars};
+use whole::{Bare, SMALL, Seen, Sizes, Whole, apart::assert_apart, logits, noise, shake, vars};
 
 fn matrices<const N: usize>(values: &[[[f32; 2]; 2]; N]) -> Tensor {
     Tensor::new(values, &Device::Cpu).unwrap()

@@ -9,7 +9,7 @@ pub fn random(dims: impl Into<Shape>, std: f64, seed: Seed) -> Tensor {
 }
 
 /// The same around another number.
-pub(crate) fn around(mean: f64, dims: impl Into<Shape>, std: f64, seed: Seed) -> Tensor {
+pub fn around(mean: f64, dims: impl Into<Shape>, std: f64, seed: Seed) -> Tensor {
     let (mut rng, shape) = (seed.rng(), dims.into());
     let values: Vec<f32> =
         (0..shape.elem_count()).map(|_| (mean + std * rng.normal()) as f32).collect();

@@ -12,7 +12,7 @@ use candle_core::{DType, Device, Tensor};
 use luthier_core::{Cache, Ctx, Model, Policy, Rows, Seed, SiteKind, SiteMap, StateDict};
 use luthier_params::{Bound, Lora, Params, Pool, Scope, form::pool::Modulator};
 use luthier_testkit::{Fake, Shape, assert_close, assert_same_bits};
-use whole::{Bare, SMALL, Whole, assert_apart, logits, noise, shake};
+use whole::{Bare, SMALL, Whole, apart::assert_apart, logits, noise, shake};
 
 const TEXTS: [&[u32]; 4] = [&[3, 1, 4, 1, 5], &[9], &[2, 6, 5], &[12, 11, 12, 10]];
 

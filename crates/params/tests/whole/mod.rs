@@ -1,6 +1,8 @@
 //! A Llama in plain tensor operations at every site of which hooks are called, and a model that is
 //! nothing but sites.
 
+pub mod apart;
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use candle_core::{D, DType, Device, Tensor, Var};
@@ -9,7 +11,7 @@ use luthier_core::{
     SiteMap,
 };
 use luthier_params::Bound;
-use luthier_testkit::{assert_same_bits, load_tensors};
+use luthier_testkit::{load_tensors, random::around};
 
 const EPS: f64 = 1e-6;
 const THETA: f64 = 10_000.0;
@@ -365,10 +367,7 @@ impl Model for Bare {
 
 /// Numbers that a name stands for.
 pub fn noise(name: &str, dims: &[usize], near: f64, std: f64) -> Tensor {
-    let mut rng = Seed(5).split(name).rng();
-    let n: usize = dims.iter().product();
-    let values: Vec<f32> = (0..n).map(|_| (near + std * rng.normal()) as f32).collect();
-    Tensor::from_vec(values, dims, &Device::Cpu).unwrap()
+    around(near, dims, std, Seed(5).split(name))
 }
 
 /// Random values for every variable that learns.
@@ -396,19 +395,5 @@ impl Hook for Seen {
     fn after(&self, _at: &At, x: &Tensor, y: Tensor) -> Result<Tensor> {
         self.0.lock().unwrap().push((x.detach(), y.detach()));
         Ok(y)
-    }
-}
-
-/// Asserts that passes side by side, as evaluation runs them, give what each gives alone.
-pub fn assert_apart(run: impl Fn(usize) -> Tensor + Sync) {
-    let alone: Vec<Tensor> = (0..8).map(&run).collect();
-    let again = |i: usize| (0..5).fold(None, |_, _| Some(run(i)));
-    let together: Vec<Tensor> = std::thread::scope(|scope| {
-        let again = &again;
-        let threads: Vec<_> = (0..8).map(|i| scope.spawn(move || again(i))).collect();
-        threads.into_iter().map(|t| t.join().unwrap().unwrap()).collect()
-    });
-    for (got, want) in together.iter().zip(&alone) {
-        assert_same_bits("pass", got, want);
     }
 }
